@@ -1,0 +1,63 @@
+"""vitmini: the Vision Transformer and DeiT, small, fast and readable.
+
+The library of the course *Vision Transformers from Scratch*, a module a chapter.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import torch as _torch
+
+if tuple(int(v) for v in _torch.__version__.split("+")[0].split(".")[:2]) < (2, 6):
+    raise ImportError(f"vitmini needs PyTorch 2.6 or newer, found {_torch.__version__}")
+
+from vitmini.attention import Attention
+from vitmini.augment import random_affine
+from vitmini.data import ImageData, load_data, load_photo
+from vitmini.encoder import MLP, Block, DropPath, LayerScale
+from vitmini.model import ViT, ViTConfig, create_model, list_models
+from vitmini.patches import PatchEmbed, patch_grid, patchify, unpatchify
+from vitmini.positions import sincos_positions
+from vitmini.profiles import Profile, choose_profile
+from vitmini.records import load_result
+from vitmini.train import RECIPES, TrainConfig, evaluate, train
+
+__version__ = "0.1.0"
+__all__ = [
+    "MLP",
+    "RECIPES",
+    "Attention",
+    "Block",
+    "DropPath",
+    "ImageData",
+    "LayerScale",
+    "PatchEmbed",
+    "Profile",
+    "TrainConfig",
+    "ViT",
+    "ViTConfig",
+    "checks",
+    "choose_profile",
+    "create_model",
+    "evaluate",
+    "list_models",
+    "load_data",
+    "load_photo",
+    "load_result",
+    "patch_grid",
+    "patchify",
+    "plot",
+    "random_affine",
+    "sincos_positions",
+    "train",
+    "unpatchify",
+    "widgets",
+]
+
+
+def __getattr__(name: str) -> Any:  # figures and checks load matplotlib only when they are used
+    if name in ("checks", "plot", "widgets"):
+        return importlib.import_module(f"vitmini.{name}")
+    raise AttributeError(f"module 'vitmini' has no attribute {name!r}")

@@ -1,0 +1,169 @@
+"""The command line: `python -m vitmini COMMAND`.
+
+Chapter: 0 (train), 7 (the rest).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from typing import NoReturn
+
+import torch
+
+from vitmini.data import load_data, normalize, read_image
+from vitmini.profiles import choose_profile
+from vitmini.train import RECIPES, build_model, check_run, evaluate, load_run, train
+
+
+class _OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (see '{self.prog} --help')")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _OneLineParser(prog="python -m vitmini", description="Vision Transformers, small.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    p = commands.add_parser("train", help="train a recipe", description="Train a recipe.")
+    p.add_argument("--recipe", required=True, help=f"one of: {', '.join(RECIPES)}")
+    p.add_argument("--out", required=True, metavar="DIR", help="folder for the run")
+    p.add_argument("--data", metavar="NAME|FOLDER", help="instead of the recipe's own data")
+    p.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's own number")
+    p.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    p.add_argument("--resume", action="store_true", help="go on with the run in DIR, or start it")
+    _add_device(p)
+    p.set_defaults(run=_train)
+
+    p = commands.add_parser(
+        "evaluate", help="measure a run", description="Measure a finished run on its test images."
+    )
+    p.add_argument("dir", metavar="DIR", help="folder of the run")
+    _add_device(p)
+    p.set_defaults(run=_evaluate)
+
+    p = commands.add_parser(
+        "predict", help="classify pictures", description="Classify pictures with a finished run."
+    )
+    p.add_argument("dir", metavar="DIR", help="folder of the run")
+    p.add_argument("images", metavar="IMAGE", nargs="+", help="picture files")
+    p.add_argument("--top", type=int, default=3, metavar="K", help="classes to show (default: 3)")
+    _add_device(p)
+    p.set_defaults(run=_predict)
+
+    p = commands.add_parser(
+        "experiment",
+        help="redo a recorded experiment",
+        description="Run an experiment and store its result; $VITMINI_PROFILE sets the effort.",
+    )
+    p.add_argument("name", metavar="NAME", help="such as train-digits")
+    p.add_argument("--out", metavar="DIR", help="folder for the result (default: book/results)")
+    p.set_defaults(run=_experiment)
+    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto"
+    )
+
+
+def _device(name: str) -> str:
+    found = {"cpu": True, "cuda": torch.cuda.is_available()}
+    found["mps"] = torch.backends.mps.is_available()
+    if name == "auto":
+        return next(d for d in ("cuda", "mps", "cpu") if found[d])
+    if not found[name]:
+        raise ValueError(f"device {name} is not available here: use --device auto")
+    return name
+
+
+def _train(args: argparse.Namespace) -> None:
+    if args.recipe not in RECIPES:
+        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {args.recipe!r}")
+    given = {
+        k: getattr(args, k) for k in ("data", "epochs", "seed") if getattr(args, k) is not None
+    }
+    config = dataclasses.replace(RECIPES[args.recipe], **given)
+    device = _device(args.device)
+    check_run(args.out, config, args.resume)
+    data = load_data(config.data)
+    torch.manual_seed(config.seed)
+    model = build_model(config, data).to(device)
+
+    from tqdm import tqdm
+
+    with tqdm(total=config.epochs, unit="epoch", disable=not sys.stderr.isatty()) as bar:
+
+        def show(record: dict[str, float]) -> None:
+            val = f", validation {record['val_accuracy']:.1%}" if "val_accuracy" in record else ""
+            if bar.disable:
+                epoch = f"epoch {record['epoch']}/{config.epochs}"
+                print(f"{epoch}: loss {record['train_loss']:.3f}{val}", flush=True)
+            else:
+                bar.initial = bar.initial or int(record["epoch"]) - 1
+                bar.set_postfix_str(f"loss {record['train_loss']:.3f}{val}", refresh=False)
+                bar.update(int(record["epoch"]) - bar.n)
+
+        history = train(model, data, config, args.out, args.resume, on_epoch=show)
+    last = history[-1]
+    print(f"{args.out}: {len(history)} epochs, test accuracy {last['test_accuracy']:.2%}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    device = _device(args.device)
+    model, description = load_run(args.dir)
+    data = load_data(description["train"]["data"])
+    if list(data.classes) != description["data"]["classes"]:
+        raise ValueError(f"data {data.name} has other classes than the run in {args.dir}")
+    result = evaluate(model.to(device), data)
+    print(f"test accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f}")
+
+
+def _predict(args: argparse.Namespace) -> None:
+    if args.top < 1:
+        raise ValueError(f"top must be at least 1, got {args.top}")
+    device = _device(args.device)
+    model, description = load_run(args.dir)
+    size = model.patch_embed.image_size
+    images = [read_image(path, model.config.in_channels, size) for path in args.images]
+    x = normalize(torch.stack(images), description["data"]["mean"], description["data"]["std"])
+    with torch.no_grad():
+        probabilities = model.to(device)(x.to(device)).softmax(dim=1)
+    top = probabilities.topk(min(args.top, probabilities.shape[1]))
+    classes = description["data"]["classes"]
+    for path, values, ids in zip(
+        args.images, top.values.tolist(), top.indices.tolist(), strict=True
+    ):
+        print(
+            f"{path}: "
+            + ", ".join(f"{classes[i]} {p:.1%}" for p, i in zip(values, ids, strict=True))
+        )
+
+
+def _experiment(args: argparse.Namespace) -> None:
+    from vitmini.experiments import EXPERIMENTS
+    from vitmini.records import save_result
+
+    if args.name not in EXPERIMENTS:
+        raise ValueError(f"NAME must be one of {', '.join(EXPERIMENTS)}, got {args.name!r}")
+    print(save_result(EXPERIMENTS[args.name](choose_profile()), args.out))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; an error that a person can cause is one line on stderr and exit status 2."""
+    try:
+        args = _parser().parse_args(argv)
+        args.run(args)
+    except (ValueError, FloatingPointError, OSError) as error:
+        print("vitmini: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vitmini: interrupted; 'train' goes on with --resume", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

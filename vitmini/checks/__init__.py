@@ -1,0 +1,77 @@
+"""Automatic checks of the exercises, a module a chapter, a function an exercise.
+
+A check takes the reader's function. It prints one line when every test passes, and raises
+`WrongAnswer` with a diagnosis otherwise: what was expected, what came, the likely slip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class WrongAnswer(AssertionError):
+    """What a check raises: the message says what is wrong."""
+
+
+def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the reader's function; turn an empty or crashing answer into a diagnosis."""
+    shown = ", ".join(_show(a) for a in arguments)
+    call = f"{getattr(function, '__name__', function)}({shown})"
+    try:
+        result = function(*arguments)
+    except NotImplementedError:
+        raise WrongAnswer(
+            f"{call} is not written yet: put your code where it says raise NotImplementedError"
+        ) from None
+    except Exception as error:
+        raise WrongAnswer(f"{call} stopped with {type(error).__name__}: {error}") from error
+    if result is None:
+        raise WrongAnswer(f"{call} returned None: is the return statement missing?")
+    return result
+
+
+def expect(condition: bool, message: str) -> None:
+    """Raise `WrongAnswer` with the message unless the condition holds."""
+    if not condition:
+        raise WrongAnswer(message)
+
+
+def expect_tensor(result: Any, shape: tuple[int, ...], hints: dict[tuple[int, ...], str]) -> Tensor:
+    """Require a tensor of a shape; `hints` explain shapes that a known slip would give."""
+    expect(
+        isinstance(result, Tensor),
+        f"expected a tensor {shape}, got {type(result).__name__} {_show(result)}",
+    )
+    got = tuple(result.shape)
+    slip = f": {hints[got]}" if got in hints else ""
+    expect(got == shape, f"expected shape {shape}, got {got}{slip}")
+    return result
+
+
+def same(result: Tensor, target: Tensor, tolerance: float = 1e-5) -> bool:
+    """Compare two tensors of one shape, in float64, up to a relative tolerance."""
+    if result.shape != target.shape:
+        return False
+    difference = (result.double() - target.double()).abs().max().item()
+    return difference <= tolerance * max(target.double().abs().max().item(), 1.0)
+
+
+def confirm(exercise: str, what: str) -> None:
+    """Print the one line that says the exercise is solved."""
+    print(f"Exercise {exercise} solved: {what}.")
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"tensor of shape {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+from vitmini.checks import ch00, ch01  # noqa: E402  (they use the functions above)
+
+__all__ = ["WrongAnswer", "attempt", "ch00", "ch01", "confirm", "expect", "expect_tensor", "same"]

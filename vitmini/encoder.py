@@ -1,0 +1,111 @@
+"""The encoder block: attention and an MLP, each behind a norm and around a shortcut.
+
+Chapter: 4.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vitmini.attention import Attention
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between them, applied to each token alone.
+
+    Shapes: x (B, T, D) -> (B, T, D), through a hidden width `hidden_dim`.
+    Source: Dosovitskiy et al. 2021, section 3.1.
+    Chapter: 4
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, gelu: str = "exact", dropout: float = 0.0):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
+        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drop a whole residual branch, independently for each image.
+
+    Shapes: x (B, ...) -> the same; kept samples are divided by the keep rate in training,
+        nothing happens in evaluation.
+    Raises: `ValueError` when `rate` is outside [0, 1).
+    Source: Huang et al. 2016; Touvron et al. 2021, Table 9.
+    Chapter: 4
+    """
+
+    def __init__(self, rate: float = 0.0):
+        super().__init__()
+        if not 0 <= rate < 1:
+            raise ValueError(f"rate must be in [0, 1), got {rate}")
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        return x * keep.to(x.dtype) / (1 - self.rate)
+
+
+class LayerScale(nn.Module):
+    """Multiply each channel of a residual branch by a learned factor that starts small.
+
+    Shapes: x (B, T, D) -> the same; `init` is the first value of all D factors.
+    Source: Touvron et al. 2021, "Going deeper with image transformers", eq. 4.
+    Chapter: 4
+    """
+
+    def __init__(self, dim: int, init: float):
+        super().__init__()
+        self.init = init
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """One encoder layer: attention, then an MLP, each added to the residual stream.
+
+    Shapes: x (B, T, D) -> (B, T, D). `norm="pre"` normalises the branch's input, as the ViT
+        does; `norm="post"` normalises after the sum, as the first transformer did.
+    Raises: `ValueError` from `Attention` and `DropPath`.
+    Source: Dosovitskiy et al. 2021, eq. 2 and 3.
+    Chapter: 4
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        norm: str = "pre",
+        norm_eps: float = 1e-6,
+        gelu: str = "exact",
+    ):
+        super().__init__()
+        self.pre_norm = norm == "pre"
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(dim, num_heads, qkv_bias, dropout)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp = MLP(dim, int(dim * mlp_ratio), gelu, dropout)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.pre_norm:
+            x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))  # (B, T, D)
+            return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        x = self.norm1(x + self.drop_path(self.ls1(self.attn(x))))
+        return self.norm2(x + self.drop_path(self.ls2(self.mlp(x))))

@@ -1,0 +1,239 @@
+"""The Vision Transformer: one configuration, one class, and the presets by name.
+
+Chapter: 6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitmini.encoder import Block
+from vitmini.patches import PatchEmbed, patch_grid
+from vitmini.positions import sincos_positions
+
+_CHOICES = {
+    "pool": ("cls", "mean"),
+    "pos_embed": ("learned", "sincos2d", "none"),
+    "norm": ("pre", "post"),
+    "gelu": ("exact", "tanh"),
+    "init": ("deit", "google"),
+}
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Everything that decides the architecture of a `ViT`; the defaults are ViT-B/16.
+
+    Units: `image_size` and `patch_size` in pixels, an int or (rows, columns); `dim`, `depth` and
+        `num_heads` are the paper's D, L and number of heads; rates are probabilities.
+    Raises: `ValueError` at construction for a combination that cannot be built.
+    Source: Dosovitskiy et al. 2021, Table 1; Touvron et al. 2021, Table 1.
+    Chapter: 6
+    """
+
+    image_size: int | tuple[int, int] = 224
+    patch_size: int | tuple[int, int] = 16
+    in_channels: int = 3
+    num_classes: int = 1000
+    dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    qkv_bias: bool = True
+    pool: str = "cls"
+    pos_embed: str = "learned"
+    distilled: bool = False
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    layer_scale: float | None = None
+    norm: str = "pre"
+    norm_eps: float = 1e-6
+    gelu: str = "exact"
+    init: str = "deit"
+    zero_head: bool = False
+
+    def __post_init__(self) -> None:
+        patch_grid(self.image_size, self.patch_size)
+        for name in ("in_channels", "num_classes", "dim", "depth", "num_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
+                )
+        for name in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+        if self.dim % self.num_heads:
+            raise ValueError(f"num_heads must divide dim = {self.dim}, got {self.num_heads}")
+        if self.mlp_ratio * self.dim < 1:
+            raise ValueError(f"mlp_ratio must give a hidden width >= 1, got {self.mlp_ratio!r}")
+        if not self.norm_eps > 0:
+            raise ValueError(f"norm_eps must be positive, got {self.norm_eps!r}")
+        if self.pos_embed == "sincos2d" and (self.dim % 4 or self.dim < 8):
+            raise ValueError(
+                f"pos_embed='sincos2d' needs dim to be a multiple of 4, got {self.dim}"
+            )
+        if self.distilled and self.pool != "cls":
+            raise ValueError("distilled=True reads class and distillation tokens: use pool='cls'")
+
+
+class ViT(nn.Module):
+    """A Vision Transformer; its `state_dict` has timm's keys and shapes.
+
+    Shapes: images (B, C, H, W) -> logits (B, K). With `distilled`, training mode gives the pair
+        (class logits, distillation logits), evaluation mode their mean.
+    Raises: `ValueError` for images of another size or with other channels than configured.
+    Source: Dosovitskiy et al. 2021, eq. 1 to 4; Touvron et al. 2021, section 4.
+    Chapter: 6
+    """
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        c = self.config = config
+        self.patch_embed = PatchEmbed(c.image_size, c.patch_size, c.in_channels, c.dim)
+        self.grid = self.patch_embed.grid
+        self.num_prefix_tokens = (c.pool == "cls") + c.distilled
+        T = self.num_prefix_tokens + self.patch_embed.num_patches
+        if c.pool == "cls":
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, c.dim))
+        if c.distilled:
+            self.dist_token = nn.Parameter(torch.zeros(1, 1, c.dim))
+        if c.pos_embed == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(1, T, c.dim))
+        elif c.pos_embed == "sincos2d":
+            positions = sincos_positions(self.grid, c.dim)
+            prefix = torch.zeros(self.num_prefix_tokens, c.dim)
+            self.register_buffer("pos_embed", torch.cat([prefix, positions])[None])
+        self.pos_drop = nn.Dropout(c.dropout)
+        rates = [c.drop_path * i / max(c.depth - 1, 1) for i in range(c.depth)]  # 0 up to the rate
+        self.blocks = nn.Sequential(
+            *[
+                Block(
+                    c.dim,
+                    c.num_heads,
+                    c.mlp_ratio,
+                    c.qkv_bias,
+                    c.dropout,
+                    rate,
+                    c.layer_scale,
+                    c.norm,
+                    c.norm_eps,
+                    c.gelu,
+                )
+                for rate in rates
+            ]
+        )
+        self.norm = nn.LayerNorm(c.dim, eps=c.norm_eps)
+        self.head = nn.Linear(c.dim, c.num_classes)
+        if c.distilled:
+            self.head_dist = nn.Linear(c.dim, c.num_classes)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw fresh weights, as `config.init` says. Chapter: 5."""
+        google = self.config.init == "google"
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                if google:  # queries, keys and values are one matrix here, three there
+                    for weight in module.weight.chunk(3 if name.endswith("qkv") else 1):
+                        nn.init.xavier_uniform_(weight)
+                else:
+                    nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for _, parameter in self.named_parameters(recurse=False):  # tokens and positions
+            nn.init.trunc_normal_(parameter, std=0.02)
+        if google:
+            conv = self.patch_embed.proj
+            nn.init.trunc_normal_(conv.weight, std=conv.weight[0].numel() ** -0.5)
+            nn.init.constant_(conv.get_parameter("bias"), 0.0)
+            if self.config.pool == "cls":
+                nn.init.zeros_(self.cls_token)
+        if google or self.config.zero_head:
+            heads = [self.head, self.head_dist] if self.config.distilled else [self.head]
+            for head in heads:
+                nn.init.zeros_(head.weight)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Everything but the head: the tokens (B, T, D) after the final norm. Chapter: 6."""
+        x = self.patch_embed(images)  # (B, N, D)
+        B = x.shape[0]
+        if self.config.distilled:
+            x = torch.cat([self.dist_token.expand(B, -1, -1), x], dim=1)
+        if self.config.pool == "cls":
+            x = torch.cat([self.cls_token.expand(B, -1, -1), x], dim=1)  # (B, T, D)
+        if self.config.pos_embed != "none":
+            x = x + self.pos_embed
+        return self.norm(self.blocks(self.pos_drop(x)))  # (B, T, D)
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = self.forward_features(images)
+        if self.config.distilled:
+            logits, dist_logits = self.head(x[:, 0]), self.head_dist(x[:, 1])
+            return (logits, dist_logits) if self.training else (logits + dist_logits) / 2
+        return self.head(x[:, 0] if self.config.pool == "cls" else x.mean(dim=1))  # (B, K)
+
+
+_TINY = ViTConfig(dim=192, num_heads=3)
+_SMALL = ViTConfig(dim=384, num_heads=6)
+_BASE = ViTConfig()
+_PRESETS = {
+    "vit_tiny_patch16_224": _TINY,
+    "vit_small_patch16_224": _SMALL,
+    "vit_base_patch16_224": _BASE,
+    "vit_base_patch16_384": replace(_BASE, image_size=384),
+    "vit_large_patch16_224": ViTConfig(dim=1024, depth=24, num_heads=16),
+    "vit_huge_patch14_224": ViTConfig(patch_size=14, dim=1280, depth=32, num_heads=16),
+    "deit_tiny_patch16_224": _TINY,
+    "deit_small_patch16_224": _SMALL,
+    "deit_base_patch16_224": _BASE,
+    "deit_tiny_distilled_patch16_224": replace(_TINY, distilled=True),
+    "deit_small_distilled_patch16_224": replace(_SMALL, distilled=True),
+    "deit_base_distilled_patch16_224": replace(_BASE, distilled=True),
+    "vit_cifar": ViTConfig(32, 4, num_classes=10, dim=384, depth=6, num_heads=6),
+    "vit_cifar_tiny": ViTConfig(
+        32, 4, num_classes=10, dim=192, depth=9, num_heads=12, mlp_ratio=2.0
+    ),
+    "vit_digits": ViTConfig(
+        8,
+        4,
+        in_channels=1,
+        num_classes=10,
+        dim=64,
+        depth=3,
+        num_heads=4,
+        mlp_ratio=2.0,
+        init="google",
+    ),
+}
+
+
+def list_models() -> list[str]:
+    """Name the presets that `create_model` knows: timm's names, then the course's own.
+
+    Source: Dosovitskiy et al. 2021, Table 1; Touvron et al. 2021, Table 1.
+    Chapter: 6
+    """
+    return list(_PRESETS)
+
+
+def create_model(name: str, **overrides: Any) -> ViT:
+    """Build a preset with fresh weights; `overrides` replace fields of its `ViTConfig`.
+
+    Raises: `ValueError` for an unknown name or field, and for what `ViTConfig` refuses.
+    Chapter: 6
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"name must be one of {', '.join(_PRESETS)}; got {name!r}")
+    known = [f.name for f in fields(ViTConfig)]
+    for key in overrides:
+        if key not in known:
+            raise ValueError(f"{key!r} is not a field of ViTConfig: choose from {', '.join(known)}")
+    return ViT(replace(_PRESETS[name], **overrides))

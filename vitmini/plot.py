@@ -1,0 +1,180 @@
+"""Every static figure of the course.
+
+Each function returns a matplotlib figure; colours are Okabe and Ito's, which colour-blind readers
+can tell apart. Chapter: the one whose text calls the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import torch
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from vitmini.patches import as_pair, patch_grid, patchify, unpatchify
+
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+    "#666666",
+)
+STYLE: Any = {
+    "figure.figsize": (6.0, 3.4),
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "font.size": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY]),
+    "axes.grid": False,
+    "legend.frameon": False,
+    "image.interpolation": "nearest",
+}
+
+
+def _new(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None, **options):
+    with mpl.rc_context(STYLE | ({"figure.figsize": size} if size else {})):
+        return plt.subplots(rows, columns, squeeze=False, **options)
+
+
+def _picture(axes: Axes, image: Tensor) -> None:
+    """Show one image (C, H, W): uint8, or float in [0, 1]; a single channel as ink on paper."""
+    pixels = image.detach().cpu()
+    if pixels.shape[0] == 1:
+        axes.imshow(
+            pixels[0], cmap="gray_r", vmin=0, vmax=255 if not pixels.is_floating_point() else 1
+        )
+    else:
+        axes.imshow(pixels.permute(1, 2, 0).numpy())
+    axes.set_axis_off()
+
+
+def images(
+    pictures: Sequence[Tensor],
+    titles: Sequence[str] = (),
+    columns: int = 6,
+    size: float = 1.1,
+    colors: Sequence[str] = (),
+) -> Figure:
+    """Draw pictures (C, H, W) side by side, each under its title. Chapter: 0."""
+    rows = -(-len(pictures) // columns)
+    figure, grid = _new(rows, columns, (columns * size, rows * size * (1.3 if titles else 1)))
+    for i, axes in enumerate(grid.flat):
+        axes.set_axis_off()
+        if i < len(pictures):
+            _picture(axes, pictures[i])
+            if titles:
+                color = colors[i] if colors else "black"
+                axes.set_title(titles[i], fontsize=10, color=color)
+    return figure
+
+
+def learning_curve(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Plot training loss and validation accuracy against epochs. Chapter: 0."""
+    epochs = [r["epoch"] for r in history]
+    figure, [[left, right]] = _new(1, 2, (6.4, 2.6))
+    left.plot(epochs, [r["train_loss"] for r in history], color=BLUE)
+    left.set(xlabel="epoch", ylabel="training loss (nats)", ylim=(0, None))
+    right.plot(epochs, [100 * r["val_accuracy"] for r in history], color=ORANGE)
+    right.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, 102))
+    return figure
+
+
+def confusion(matrix: Tensor, classes: Sequence[str]) -> Figure:
+    """Draw a confusion matrix (K, K): rows are the true classes. Chapter: 0."""
+    figure, [[axes]] = _new(1, 1, (4.6, 4.2))
+    mistakes = matrix.clone().float()
+    mistakes.fill_diagonal_(0)
+    axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(mistakes.max().item(), 1) * 1.5)
+    for i, row in enumerate(matrix.tolist()):
+        for j, count in enumerate(row):
+            if count:
+                axes.text(j, i, count, ha="center", va="center", color=GREY if i == j else "black")
+    axes.set(xlabel="taken for", ylabel="true digit")
+    axes.set_xticks(range(len(classes)), classes)
+    axes.set_yticks(range(len(classes)), classes)
+    return figure
+
+
+def patch_lines(image: Tensor, patch_size: int | tuple[int, int], title: str = "") -> Figure:
+    """Draw an image (C, H, W) with the borders of its patches. Chapter: 1."""
+    figure, [[axes]] = _new(1, 1, (3.4, 3.4))
+    _cut_lines(axes, image, patch_size)
+    axes.set_title(title)
+    return figure
+
+
+def _cut_lines(axes: Axes, image: Tensor, patch_size: int | tuple[int, int]) -> None:
+    _picture(axes, image)
+    (P, Q), (H, W) = as_pair(patch_size, "patch_size"), image.shape[1:]
+    width = min(1.2, 0.06 * min(P, Q))
+    for y in range(P, H, P):
+        axes.axhline(y - 0.5, color="white", linewidth=width)
+    for x in range(Q, W, Q):
+        axes.axvline(x - 0.5, color="white", linewidth=width)
+
+
+def patch_sequence(image: Tensor, patch_size: int, columns: int = 14) -> Figure:
+    """Draw a picture, and beside it its patches pulled apart in their order. Chapter: 1."""
+    h, w = patch_grid((image.shape[1], image.shape[2]), patch_size)
+    gap = max(patch_size // 4, 1)
+    patches = patchify(image[None], patch_size)[0].view(h * w, -1, patch_size, patch_size)
+    rows, step = -(-h * w // columns), patch_size + gap
+    sheet = torch.full((image.shape[0], rows * step - gap, columns * step - gap), 255).to(image)
+    for i, patch in enumerate(patches):
+        y, x = i // columns * step, i % columns * step
+        sheet[:, y : y + patch_size, x : x + patch_size] = patch
+    figure, [[left, right]] = _new(1, 2, (6.4, 3.2))
+    _cut_lines(left, image, patch_size)
+    left.set_title(f"{image.shape[1]} x {image.shape[2]} pixels")
+    _picture(right, sheet)
+    right.set_title(f"{h * w} patches of {patch_size} x {patch_size}")
+    return figure
+
+
+def patch_choice(image: Tensor, patch_size: int) -> Figure:
+    """Draw the cuts, and beside them what one mean colour a patch would leave. Chapter: 1."""
+    figure, [[left, right]] = _new(1, 2, (5.6, 2.8))
+    _cut_lines(left, image, patch_size)
+    C, H, W = image.shape
+    patches = patchify(image[None].float(), patch_size).view(1, -1, C, patch_size**2)
+    flat = patches.mean(-1, keepdim=True).expand_as(patches).flatten(2)
+    _picture(right, unpatchify(flat, patch_size, (H, W), C)[0].to(torch.uint8))
+    return figure
+
+
+def patch_costs(
+    patch_sizes: Sequence[int], tokens: Sequence[int], gflops: Sequence[float]
+) -> Figure:
+    """Plot sequence length and FLOPs of one image against the patch size. Chapter: 1."""
+    figure, [[left, right]] = _new(1, 2, (6.4, 2.8))
+    for axes, values, color, label in (
+        (left, tokens, BLUE, "tokens"),
+        (right, gflops, ORANGE, "GFLOPs an image"),
+    ):
+        axes.loglog(patch_sizes, values, "o-", color=color)
+        axes.set(xlabel="patch size (pixels)", ylabel=label)
+        axes.set_xticks(patch_sizes, [str(p) for p in patch_sizes])
+        axes.minorticks_off()
+    return figure
+
+
+def bars(
+    labels: Sequence[str], means: Sequence[float], errors: Sequence[float], ylabel: str
+) -> Figure:
+    """Draw a bar for each mean, with its standard error and its value. Chapter: 1."""
+    figure, [[axes]] = _new(1, 1, (5.2, 2.8))
+    drawn = axes.bar(labels, means, yerr=errors, color=SKY, capsize=4, width=0.6)
+    axes.bar_label(drawn, [f"{m:.1f}" for m in means], padding=3)
+    axes.set(ylabel=ylabel, ylim=(0, max(means) * 1.2))
+    return figure

@@ -1,0 +1,97 @@
+"""Results that were measured, each with what it was measured on.
+
+Chapter: 0 reads the first of them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import platform
+import statistics
+import subprocess
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_HERE = Path(__file__).resolve().parent
+_CHECKOUT = _HERE.parent / "book" / "results"
+
+
+def load_result(name: str) -> dict[str, Any]:
+    """Read a stored result of the course, in a checkout or in an installed package.
+
+    Shapes: returns a dictionary with `name`, `device`, `versions`, `commit`, `date`, `data`,
+        `profile`, `seconds`, `seeds`, `metrics` (each with `values`, `mean`, `stderr`), `curves`.
+    Raises: `ValueError` for a name that has no result, with those that have.
+    Chapter: 0
+    """
+    folder = _CHECKOUT if _CHECKOUT.is_dir() else resources.files("vitmini.results")
+    stored = {p.name[:-5]: p for p in folder.iterdir() if p.name.endswith(".json")}
+    if name not in stored:
+        raise ValueError(f"name must be one of {', '.join(sorted(stored))}; got {name!r}")
+    return json.loads(stored[name].read_text(encoding="utf-8"))
+
+
+def save_result(result: dict[str, Any], folder: str | Path | None = None) -> Path:
+    """Write a result to `folder` (default: `book/results/` of the checkout); return its path.
+
+    Raises: `ValueError` when there is no checkout and no folder is given.
+    Chapter: 0
+    """
+    if folder is None and not _CHECKOUT.is_dir():
+        raise ValueError("no checkout of the course around vitmini: give a folder for the result")
+    path = Path(folder or _CHECKOUT) / f"{result['name']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def summarize(values: Sequence[float]) -> dict[str, Any]:
+    """Give `values`, their `mean` and the standard error of it (0 for a single value).
+
+    Chapter: 0
+    """
+    spread = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return {"values": list(values), "mean": statistics.fmean(values), "stderr": spread}
+
+
+def provenance() -> dict[str, Any]:
+    """Say what runs here: versions of the software, the code's commit, the date.
+
+    Chapter: 0
+    """
+    from vitmini import __version__
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "versions": versions | {"vitmini": __version__},
+        "commit": code_version(),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def code_version() -> str:
+    """Identify the library's code: git's commit where it is unchanged, else a hash of it.
+
+    Chapter: 0
+    """
+    try:
+        git = ["git", "-C", str(_HERE)]
+        quiet: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
+        changed = subprocess.run([*git, "status", "--porcelain", "--", "."], **quiet).stdout
+        known = subprocess.run([*git, "ls-files", "--", "."], **quiet).stdout
+        if known and not changed:
+            return subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], **quiet).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    digest = hashlib.sha256()
+    for path in sorted(_HERE.glob("*.py")):
+        digest.update(path.read_bytes())
+    return f"sources {digest.hexdigest()[:12]}"

@@ -8,7 +8,8 @@ A chapter is MyST text. The generator replaces, in its cells:
 
     # set-up                                     the set-up cell, the same in every chapter
     # vitmini/patches.py: patchify, PatchEmbed   the definitions, whole, from the library
-    {{NAME:KEY.KEY:FORMAT}}                      a number from book/results/NAME.json
+    {{NAME:KEY.KEY:FORMAT}}                      a number from book/results/NAME.json; the
+                                                 format "count" gives the length of a list
     ![alt](../static/x.png)                      the picture itself, so that Colab has it too
 
 It adds a line of facts below the title and a line of provenance at the end.
@@ -117,7 +118,7 @@ def text_cell(source: str) -> str:
         value = json.loads((ROOT / f"book/results/{name}.json").read_text(encoding="utf-8"))
         for key in keys.split("."):
             value = value[int(key) if isinstance(value, list) else key]
-        return format(value, form)
+        return str(len(value)) if form == "count" else format(value, form)
 
     def picture(match: re.Match) -> str:
         alt, name = match.groups()

@@ -23,13 +23,16 @@ DIGITS = "digits of scikit-learn: 1,437 training images (144 of them held out), 
 
 
 def train_digits(profile: Profile) -> dict[str, Any]:
-    """Train the `digits` recipe over ten seeds. Chapter: 0."""
+    """Train the `digits` recipe over ten seeds, with and without augmentation. Chapter: 0."""
     seeds = profile.pick(ci=[0, 1], cpu=list(range(10)), gpu=list(range(10)))
     start = time.perf_counter()
     runs = [_run_digits(profile, seed) for seed in seeds]
+    none = {"degrees": 0.0, "translate": 0.0, "scale": 0.0, "shear": 0.0}
+    bare = [_run_digits(profile, seed, recipe=none) for seed in seeds]
     return _result("train-digits", profile, start, seeds) | {
         "metrics": {
             "test_accuracy": summarize([run[-1]["test_accuracy"] for run in runs]),
+            "test_accuracy_unaugmented": summarize([run[-1]["test_accuracy"] for run in bare]),
             "val_accuracy": summarize([run[-1]["val_accuracy"] for run in runs]),
             "seconds": summarize([round(sum(r["seconds"] for r in run), 2) for run in runs]),
         },
@@ -45,7 +48,7 @@ def patch_size_digits(profile: Profile) -> dict[str, Any]:
     seeds = profile.pick(ci=[0], cpu=[0, 1, 2, 3, 4], gpu=[0, 1, 2, 3, 4])
     start, metrics = time.perf_counter(), {}
     for patch_size in (2, 4, 8):
-        runs = [_run_digits(profile, seed, patch_size=patch_size) for seed in seeds]
+        runs = [_run_digits(profile, seed, model={"patch_size": patch_size}) for seed in seeds]
         seconds = [round(sum(r["seconds"] for r in run), 2) for run in runs]
         metrics[f"test_accuracy_{patch_size}"] = summarize([r[-1]["test_accuracy"] for r in runs])
         metrics[f"train_loss_{patch_size}"] = summarize([r[-1]["train_loss"] for r in runs])
@@ -53,16 +56,17 @@ def patch_size_digits(profile: Profile) -> dict[str, Any]:
     return _result("patch-size-digits", profile, start, seeds) | {"metrics": metrics, "curves": {}}
 
 
-def _run_digits(profile: Profile, seed: int, **overrides: Any) -> History:
-    config = dataclasses.replace(RECIPES["digits"], seed=seed)
-    config = dataclasses.replace(
-        config, epochs=profile.pick(ci=2, cpu=config.epochs, gpu=config.epochs)
-    )
-    data = load_data(config.data)
+def _run_digits(
+    profile: Profile, seed: int, recipe: dict[str, Any] | None = None, model: dict | None = None
+) -> History:
+    config = dataclasses.replace(RECIPES["digits"], seed=seed, **(recipe or {}))
+    if profile.name == "ci":
+        config = dataclasses.replace(config, epochs=2)
     torch.manual_seed(seed)
-    model = create_model(config.model, **overrides).to(profile.device)
-    history = train(model, data, config)
-    print(f"seed {seed} {overrides or ''}: test {history[-1]['test_accuracy']:.2%}", flush=True)
+    vit = create_model(config.model, **(model or {})).to(profile.device)
+    history = train(vit, load_data(config.data), config)
+    changed = ", ".join(f"{k} {v}" for k, v in ((recipe or {}) | (model or {})).items())
+    print(f"seed {seed}, {changed}: test {history[-1]['test_accuracy']:.2%}", flush=True)
     return history
 
 

@@ -1,0 +1,216 @@
+"""Draw the pictures that stand outside of any cell: the wordmark, the cover, each chapter's first.
+
+    python book/draw.py        writes book/static/*.svg and *.png; commit what changed
+
+Nothing in them is invented: patches, matrices and tokens are those of the photograph.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.textpath import TextPath
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import vitmini as vm  # noqa: E402
+from vitmini.plot import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY  # noqa: E402
+
+STATIC = ROOT / "book" / "static"
+TILES = [
+    BLUE,
+    SKY,
+    GREEN,
+    ORANGE,
+    SKY,
+    ORANGE,
+    BLUE,
+    GREEN,
+    RED,
+    BLUE,
+    PURPLE,
+    SKY,
+    GREEN,
+    RED,
+    SKY,
+    BLUE,
+]
+
+
+def icon(x: float = 0, y: float = 0, side: float = 64) -> str:
+    """Sixteen tiles: a picture as a sequence."""
+    step = side / 4
+    return "".join(
+        f'<rect x="{x + i % 4 * step + 1:g}" y="{y + i // 4 * step + 1:g}" width="{step - 2:g}" '
+        f'height="{step - 2:g}" rx="2" fill="{color}"/>'
+        for i, color in enumerate(TILES)
+    )
+
+
+def outline(text: str, x: float, y: float, size: float, color: str) -> str:
+    """Text as an SVG path, so that it looks the same without the font."""
+    path = TextPath((0, 0), text, size=size, prop=FontProperties(weight="bold"))
+    commands = []
+    for points, code in path.iter_segments():
+        pairs = [f"{x + px:.1f} {y - py:.1f}" for px, py in points.reshape(-1, 2)]
+        commands.append({1: "M", 2: "L", 3: "Q", 4: "C"}.get(int(code), "Z"))
+        if commands[-1] != "Z":
+            commands[-1] += " ".join(pairs)
+    return f'<path d="{"".join(commands)}" fill="{color}"/>'
+
+
+def svg(name: str, width: int, height: int, title: str, body: str) -> None:
+    (STATIC / name).write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{title}"><title>{title}</title>{body}</svg>\n'
+    )
+
+
+def canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    """A drawing area whose unit is a tenth of an inch."""
+    figure = plt.figure(figsize=(width, height), dpi=110, facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, width * 10), ylim=(0, height * 10))
+    axes.set_axis_off()
+    return figure, axes
+
+
+def show(
+    axes: Axes, image: torch.Tensor, x: float, y: float, w: float, h: float, **options
+) -> None:
+    pixels = image.permute(1, 2, 0) if image.ndim == 3 and image.shape[0] == 3 else image.squeeze()
+    axes.imshow(
+        pixels, extent=(x, x + w, y, y + h), aspect="auto", interpolation="nearest", **options
+    )
+
+
+def grid(axes: Axes, x: float, y: float, side: float, cells: int, color: str = "white") -> None:
+    for i in range(cells + 1):
+        at = i * side / cells
+        axes.plot([x + at, x + at], [y, y + side], color=color, linewidth=1.2)
+        axes.plot([x, x + side], [y + at, y + at], color=color, linewidth=1.2)
+
+
+def arrow(axes: Axes, x: float, y: float, length: float = 4.0) -> None:
+    axes.add_patch(
+        FancyArrowPatch(
+            (x, y), (x + length, y), arrowstyle="-|>", mutation_scale=18, color=GREY, lw=2
+        )
+    )
+
+
+def box(axes: Axes, x: float, y: float, w: float, h: float, text: str, color: str) -> None:
+    axes.add_patch(
+        FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0,rounding_size=1", fc=color, ec="none")
+    )
+    axes.text(
+        x + w / 2,
+        y + h / 2,
+        text,
+        ha="center",
+        va="center",
+        color="white",
+        fontsize=15,
+        weight="bold",
+    )
+
+
+def save(figure: Figure, name: str) -> None:
+    """Write a PNG of 128 colours, a third of the size: chapters carry it inside."""
+    figure.savefig(STATIC / name, dpi=110)
+    plt.close(figure)
+    Image.open(STATIC / name).convert("RGB").quantize(128).save(STATIC / name, optimize=True)
+
+
+def cover() -> None:
+    photo = vm.load_photo("flower", 224)
+    figure, axes = canvas(9, 3.6)
+    side = 24
+    show(axes, photo, 1, 8, side, side)
+    grid(axes, 1, 8, side, 4)
+    axes.text(13, 4, "a picture", ha="center", fontsize=15)
+    arrow(axes, 26, 20)
+    patches = vm.patchify(photo[None], 56)[0].view(16, 3, 56, 56)
+    tile = 5
+    for i, patch in enumerate(patches):
+        show(axes, patch, 31.5 + i % 4 * (tile + 1), 8.5 + (3 - i // 4) * (tile + 1), tile, tile)
+    axes.text(43, 4, "16 patches", ha="center", fontsize=15)
+    arrow(axes, 56, 20)
+    box(axes, 61.5, 11, 13, 18, "trans-\nformer", BLUE)
+    axes.text(68, 4, "attention", ha="center", fontsize=15)
+    arrow(axes, 76, 20, 3)
+    axes.text(84.5, 20, "flower", ha="center", va="center", fontsize=19, weight="bold", color=RED)
+    axes.text(84.5, 4, "a class", ha="center", fontsize=15)
+    save(figure, "cover.png")
+
+
+def first_digits() -> None:
+    image = vm.load_data("digits").train_images[3]
+    figure, axes = canvas(8, 3)
+    show(axes, image, 1, 6, 22, 22, cmap="gray_r", vmin=0, vmax=255)
+    grid(axes, 1, 6, 22, 2, RED)
+    axes.text(12, 2, "8 x 8 pixels", ha="center", fontsize=14)
+    arrow(axes, 24, 17)
+    patches = vm.patchify(image[None], 4)[0].view(4, 1, 4, 4)
+    for i, patch in enumerate(patches):
+        y = 24 - i * 7 - 2
+        show(axes, patch, 30, y, 6, 6, cmap="gray_r", vmin=0, vmax=255)
+        axes.add_patch(Rectangle((30, y), 6, 6, fill=False, ec=RED, lw=1.2))
+    axes.text(39.5, 15, "4 patches", ha="left", va="center", fontsize=14, rotation=90)
+    arrow(axes, 43, 17)
+    parameters = sum(p.numel() for p in vm.create_model("vit_digits").parameters())
+    box(axes, 48, 9, 15, 16, "ViT", BLUE)
+    axes.text(55.5, 2, f"{parameters:,} numbers to learn", ha="center", fontsize=14)
+    arrow(axes, 64, 17)
+    label = vm.load_data("digits").train_labels[3].item()
+    axes.text(
+        73.5, 17, f"“{label}”", ha="center", va="center", fontsize=30, weight="bold", color=RED
+    )
+    save(figure, "00-build.png")
+
+
+def patches() -> None:
+    torch.manual_seed(0)
+    photo = vm.load_photo("flower", 224)
+    sequence = vm.patchify(photo[None].float() / 255, 16)
+    tokens = vm.PatchEmbed()(photo[None].float() / 127.5 - 1).detach()
+    figure, axes = canvas(8, 3.4)
+    show(axes, photo, 0.6, 8, 21, 21)
+    grid(axes, 0.6, 8, 21, 14)
+    axes.text(11, 3.5, "14 x 14 patches\nof 16 x 16 x 3", ha="center", va="center", fontsize=13)
+    arrow(axes, 22.2, 18.5, 3.5)
+    show(axes, sequence, 26.5, 8, 22, 21, cmap="gray", vmin=0, vmax=1)
+    axes.text(
+        37.5, 3.5, "a matrix: 196 rows\nof 768 numbers", ha="center", va="center", fontsize=13
+    )
+    arrow(axes, 49, 18.5, 3)
+    box(axes, 52.5, 13.5, 5, 10, "E", BLUE)
+    axes.text(55, 10.8, "learned", ha="center", fontsize=13)
+    arrow(axes, 58, 18.5, 3)
+    show(axes, tokens, 61.8, 8, 17.5, 21, cmap="PuOr", vmin=-1.5, vmax=1.5)
+    axes.text(70.5, 3.5, "196 tokens\nof width D", ha="center", va="center", fontsize=13)
+    save(figure, "01-build.png")
+
+
+def main() -> None:
+    STATIC.mkdir(exist_ok=True)
+    svg("icon.svg", 64, 64, "Sixteen coloured tiles", icon())
+    words = outline("Vision Transformers", 76, 28, 23, "#2f7fc1")
+    words += outline("from Scratch", 76, 56, 23, "#b3701d")
+    svg("logo.svg", 350, 64, "Vision Transformers from Scratch", icon() + words)
+    cover()
+    first_digits()
+    patches()
+
+
+if __name__ == "__main__":
+    main()

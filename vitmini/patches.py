@@ -5,7 +5,6 @@ Chapter: 1 (`notebooks/01-patches.ipynb`).
 
 from __future__ import annotations
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -58,7 +57,10 @@ def patchify(images: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
     Chapter: 1
     """
     if not isinstance(images, Tensor) or images.ndim != 4:
-        raise ValueError(f"images must be a tensor (B, C, H, W), got {_shape_or_type(images)}")
+        shape = tuple(getattr(images, "shape", ()))
+        raise ValueError(
+            f"images must be a tensor (B, C, H, W), got {type(images).__name__} {shape}"
+        )
     P, Q = as_pair(patch_size, "patch_size")
     patch_grid((images.shape[2], images.shape[3]), (P, Q))
     return rearrange(images, "b c (h p) (w q) -> b (h w) (c p q)", p=P, q=Q)
@@ -78,7 +80,10 @@ def unpatchify(
     Chapter: 1
     """
     if not isinstance(patches, Tensor) or patches.ndim != 3:
-        raise ValueError(f"patches must be a tensor (B, N, C*P*Q), got {_shape_or_type(patches)}")
+        shape = tuple(getattr(patches, "shape", ()))
+        raise ValueError(
+            f"patches must be a tensor (B, N, C*P*Q), got {type(patches).__name__} {shape}"
+        )
     if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
         raise ValueError(f"channels must be a positive int, got {channels!r}")
     P, Q = as_pair(patch_size, "patch_size")
@@ -123,7 +128,3 @@ class PatchEmbed(nn.Module):
             )
         x = self.proj(images)  # (B, D, rows, columns)
         return x.flatten(2).transpose(1, 2)  # (B, N, D)
-
-
-def _shape_or_type(value: object) -> str:
-    return str(tuple(value.shape)) if isinstance(value, torch.Tensor) else type(value).__name__

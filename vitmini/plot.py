@@ -178,3 +178,11 @@ def bars(
     axes.bar_label(drawn, [f"{m:.1f}" for m in means], padding=3)
     axes.set(ylabel=ylabel, ylim=(0, max(means) * 1.2))
     return figure
+
+
+def line(x: Sequence[float], y: Sequence[float], xlabel: str, ylabel: str) -> Figure:
+    """Plot one curve from zero up. Chapter: 1."""
+    figure, [[axes]] = _new(1, 1, (5.6, 2.6))
+    axes.plot(x, y, ".-", color=BLUE)
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
+    return figure

@@ -73,7 +73,7 @@ def _run_digits(
 def _result(name: str, profile: Profile, start: float, seeds: list[int]) -> dict[str, Any]:
     return {
         "name": name,
-        "device": device_name(profile.device),
+        "device": device_name(profile.device, RECIPES["digits"].cpu_threads),
         **provenance(),
         "data": DIGITS,
         "profile": profile.name,

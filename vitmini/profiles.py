@@ -47,9 +47,13 @@ def choose_profile() -> Profile:
     return profile
 
 
-def device_name(device: str | torch.device) -> str:
-    """Say in words what a device is, as results and chapters record it. Chapter: 0."""
+def device_name(device: str | torch.device, threads: int | None = None) -> str:
+    """Say in words what a device is, as results and chapters record it.
+
+    `threads` is the number that was used on a CPU (default: the number PyTorch uses now).
+    Chapter: 0
+    """
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
+    threads = threads or torch.get_num_threads()
     return f"{torch.device(device).type.upper()} ({threads} thread{'s' * (threads != 1)})"

@@ -36,7 +36,8 @@ class TrainConfig:
 
     Units: `warmup` in epochs; `learning_rate` is the peak; `weight_decay` is AdamW's, on matrices
         only; `degrees`, `translate`, `scale` and `shear` bound `random_affine`; `val_share` is the
-        part of the training images that is held out and never trained on.
+        part of the training images that is held out and never trained on; `cpu_threads` is how
+        many threads PyTorch may use on a CPU (None: as many as it likes).
     Raises: `ValueError` at construction for a value that makes no sense.
     Source: Touvron et al. 2021, Table 9, for which settings a recipe has.
     Chapter: 7
@@ -56,6 +57,7 @@ class TrainConfig:
     scale: float = 0.0
     shear: float = 0.0
     val_share: float = 0.1
+    cpu_threads: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,6 +75,8 @@ class TrainConfig:
         for name in ("label_smoothing", "val_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
+        if self.cpu_threads is not None and self.cpu_threads < 1:
+            raise ValueError(f"cpu_threads must be positive or None, got {self.cpu_threads!r}")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be an int from 0 to 2**32 - 1, got {self.seed!r}")
 
@@ -92,6 +96,7 @@ class Digits(TrainConfig):
     translate: float = 0.125
     scale: float = 0.15
     shear: float = 15.0
+    cpu_threads: int | None = 1  # so small a model only makes more of them wait for each other
 
 
 RECIPES: dict[str, TrainConfig] = {"digits": Digits()}
@@ -133,7 +138,7 @@ def train(
     for epoch in range(len(history) + 1, config.epochs + 1):
         start = time.perf_counter()
         lr, train_loss = 0.0, torch.zeros((), device=device)
-        with _epoch_randomness(config.seed, epoch, device) as generator:
+        with _epoch_randomness(config.seed, epoch, device) as generator, _threads(config):
             model.train()
             order = train_ids[torch.randperm(len(train_ids), generator=generator, device=device)]
             for i, ids in enumerate(order.split(config.batch_size)):
@@ -269,6 +274,16 @@ def _measure(
         loss += F.cross_entropy(logits, y, reduction="sum")
     model.train(was_training)
     return {"accuracy": correct.item() / len(labels), "loss": loss.item() / len(labels)}
+
+
+@contextmanager
+def _threads(config: TrainConfig) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(config.cpu_threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,15 @@ def _chapter(match: re.Match) -> str:
     return f":Chapter: {match[1]}, being written"
 
 
+def mend_page(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
+) -> None:
+    """Leave out the thebe scripts, which nothing here uses, and name the colour mode."""
+    scripts = context.get("script_files", [])
+    context["script_files"] = [s for s in scripts if "thebe" not in f"{s} {vars(s)}".lower()]
+    context["default_mode"] = "auto"
+
+
 class StoredResults(SphinxDirective):
     """A table of what was measured: name, what, on what, when, seeds, with which versions."""
 
@@ -88,19 +98,13 @@ class StoredResults(SphinxDirective):
                 for k, v in r["metrics"].items()
             )
             versions = ", ".join(f"{k} {v}" for k, v in r["versions"].items())
-            rows.append(
-                (
-                    r["name"],
-                    metrics,
-                    f"{r['data']}; {r['device']}, {r['date']}, {r['seconds']:.0f} s, {r['profile']}",
-                    str(len(r["seeds"])),
-                    f"{versions}, commit {r['commit']}",
-                )
-            )
+            where = f"{r['data']}; {r['device']}, {r['date']}, {r['seconds']:.0f} s"
+            code = f"{versions}, commit {r['commit']}"
+            rows.append((r["name"], metrics, where, str(len(r["seeds"])), code))
         return [_table(rows)]
 
 
-def _table(rows: list[tuple[str, ...]]) -> nodes.table:
+def _table(rows: Sequence[tuple[str, ...]]) -> nodes.table:
     table = nodes.table()
     group = nodes.tgroup(cols=len(rows[0]))
     table += group
@@ -116,6 +120,7 @@ def _table(rows: list[tuple[str, ...]]) -> nodes.table:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", add_links)
+    app.connect("html-page-context", mend_page, priority=900)
     app.connect("autodoc-process-docstring", show_fields)
     app.connect("build-finished", copy_mathjax)
     app.add_directive("stored-results", StoredResults)

@@ -279,7 +279,8 @@ def generate(chapter: Path, run: bool = True, force: bool = False) -> str:
             if cell.cell_type == "code" and cell.id in outputs:
                 cell.outputs = outputs[cell.id].outputs
                 cell.execution_count = outputs[cell.id].execution_count
-        result = "unchanged"
+        fresh = record["fingerprint"] == wanted
+        result = "unchanged" if fresh else "outputs are of an older version, run make notebooks"
     elif run:
         record = {**execute(notebook), "fingerprint": wanted}
         result = f"executed in {record['seconds']} s"

@@ -44,7 +44,10 @@ STYLE: Any = {
 
 def _new(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None, **options):
     with mpl.rc_context(STYLE | ({"figure.figsize": size} if size else {})):
-        return plt.subplots(rows, columns, squeeze=False, **options)
+        drawn = plt.subplots(rows, columns, squeeze=False, **options)
+        interactive = mpl.is_interactive()  # a notebook's backend says so when it is first used
+    mpl.interactive(interactive)
+    return drawn
 
 
 def _picture(axes: Axes, image: Tensor) -> None:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,8 +84,9 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Digits(TrainConfig):
-    """Scikit-learn's digits in 80 epochs: MEASURED.
+    """Scikit-learn's digits: 99.1% ± 0.1% of the 360 test images in 80 epochs and 19 seconds.
 
+    Mean and standard error over 10 seeds, on a CPU (1 thread): `book/results/train-digits.json`.
     Chapter: 0
     """
 
@@ -416,7 +418,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about formats that it then refuses
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(checkpoint, dict):
             raise ValueError("it holds no dictionary")
     except Exception as error:  # torch, pickle and zipfile each have their own

@@ -40,6 +40,15 @@ def expect(condition: bool, message: str) -> None:
         raise WrongAnswer(message)
 
 
+def expect_number(result: Any, example: str) -> float:
+    """Require one number, plain or in a tensor; `example` says what it should look like."""
+    number = isinstance(result, (int, float)) or (
+        isinstance(result, Tensor) and result.numel() == 1
+    )
+    expect(number, f"expected one number, such as {example}, got {_show(result)}")
+    return float(result)
+
+
 def expect_tensor(result: Any, shape: tuple[int, ...], hints: dict[tuple[int, ...], str]) -> Tensor:
     """Require a tensor of a shape; `hints` explain shapes that a known slip would give."""
     expect(
@@ -74,4 +83,14 @@ def _show(value: Any) -> str:
 
 from vitmini.checks import ch00, ch01  # noqa: E402  (they use the functions above)
 
-__all__ = ["WrongAnswer", "attempt", "ch00", "ch01", "confirm", "expect", "expect_tensor", "same"]
+__all__ = [
+    "WrongAnswer",
+    "attempt",
+    "ch00",
+    "ch01",
+    "confirm",
+    "expect",
+    "expect_number",
+    "expect_tensor",
+    "same",
+]

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitmini.checks import attempt, confirm, expect, expect_tensor, same
+from vitmini.checks import attempt, confirm, expect, expect_number, expect_tensor, same
 
 
 def accuracy(function: Callable[[Tensor, Tensor], Any]) -> None:
     """Exercise 0.1: the share of images whose largest logit is at the label."""
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 3.0], [0.5, 0.2, 0.1], [9.0, 8.0, 7.0]])
     labels = torch.tensor([0, 2, 1, 0])  # right, right, wrong, right
-    got = float(attempt(function, logits, labels))
+    got = expect_number(attempt(function, logits, labels), "0.75")
     slips = {
         3.0: "that is the number of right answers, divide it by the number of images",
         75.0: "that is in percent, the check wants a share between 0 and 1",
@@ -30,7 +30,7 @@ def accuracy(function: Callable[[Tensor, Tensor], Any]) -> None:
     logits = torch.randn(30, 7, generator=generator)
     labels = torch.randint(7, (30,), generator=generator)
     target = (logits.argmax(1) == labels).sum().item() / 30
-    got = float(attempt(function, logits, labels))
+    got = expect_number(attempt(function, logits, labels), "0.75")
     expect(
         math.isclose(got, target, abs_tol=1e-6),
         f"expected {target:.4f} on 30 images of 7 classes, got {got:.4f}: "
@@ -42,7 +42,7 @@ def accuracy(function: Callable[[Tensor, Tensor], Any]) -> None:
 def chance_loss(function: Callable[[int], Any]) -> None:
     """Exercise 0.2: the cross-entropy of a model that gives every class the same chance."""
     for classes in (10, 2, 1000):
-        got, target = float(attempt(function, classes)), math.log(classes)
+        got, target = expect_number(attempt(function, classes), "1.6094"), math.log(classes)
         slips = {
             round(-target, 4): "the sign is missing: a loss is minus the logarithm",
             round(math.log2(classes), 4): "that is in bits, PyTorch's cross-entropy is in nats",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitmini.checks import attempt, confirm, expect, expect_tensor, same
+from vitmini.checks import attempt, confirm, expect, expect_number, expect_tensor, same
 from vitmini.patches import patchify, unpatchify
 
 
@@ -23,7 +23,8 @@ def count_tokens(function: Callable[[tuple[int, int], tuple[int, int]], Any]) ->
     ]
     for (H, W), (P, Q) in cases:
         got, target = attempt(function, (H, W), (P, Q)), (H // P) * (W // Q)
-        slips = {
+        number = expect_number(got, "196")
+        slips: dict[float, str] = {
             H // P: "that is one row of the grid, multiply by the other",
             H // P + W // Q: "that is rows plus columns, a grid has rows times columns",
             H // P * (W // Q) + 1: "the class token is not a patch",
@@ -33,16 +34,13 @@ def count_tokens(function: Callable[[tuple[int, int], tuple[int, int]], Any]) ->
             (H * W) // (P * P): "a patch need not be square: it has P rows and Q columns",
             (H // Q) * (W // P): "rows of the patch divide rows of the image, not columns",
         }
-        slip = (
-            slips.get(got, "count the rows of the grid, then its columns") if got != target else ""
+        expect(
+            number == target,
+            f"expected {target} patches for {H}x{W} pixels cut into {P}x{Q}, got {got}: "
+            + slips.get(number, "count the rows of the grid, then its columns"),
         )
         expect(
-            got == target,
-            f"expected {target} patches for {H}x{W} pixels cut into {P}x{Q}, got {got}: {slip}",
-        )
-        expect(
-            isinstance(got, int),
-            f"expected the int {target}, got {got!r}: divide with // instead of /",
+            isinstance(got, int), f"expected the int {target}, got {got!r}: divide with //, not /"
         )
     confirm("1.1", "an image of HxW pixels has (H/P) * (W/Q) patches")
 

@@ -1,0 +1,97 @@
+"""The course has one public address, and one command moves it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import generate
+import pytest
+from conftest import ROOT, code_cells, read
+
+
+@pytest.fixture
+def course(tmp_path):
+    """A copy of all that the course is made from and of all that is made from it."""
+    for name in ("_config.yml", "README.md", "book", "notebooks", "vitmini"):
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tmp_path / name)
+    return tmp_path
+
+
+def run(course, *arguments):
+    command = [sys.executable, "book/generate.py", *arguments]
+    return subprocess.run(command, cwd=course, capture_output=True, text=True, timeout=120)
+
+
+def contents(course):
+    return {p: p.read_bytes() for p in course.rglob("*") if p.is_file() and p.suffix != ".pyc"}
+
+
+def test_the_address_stands_in_one_place_by_hand():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    owner_and_repo = "/".join(generate.address().split("/")[-2:])
+    holders = set()
+    for name in listed.stdout.split():
+        path = ROOT / name
+        if path.suffix == ".png" or not path.is_file():
+            continue
+        if owner_and_repo in path.read_text(encoding="utf-8"):
+            holders.add(name)
+    made = {f"notebooks/{c.stem}.ipynb" for c in generate.chapters()}
+    assert holders - made == {"_config.yml", "README.md"}
+    by_hand, made_block = (ROOT / "README.md").read_text().split("<!-- links: ")
+    assert owner_and_repo not in by_hand + made_block.split("<!-- end of links -->")[1]
+
+
+def test_writing_again_changes_no_byte(course):
+    before = contents(course)
+    done = run(course, "--inputs")
+    assert done.returncode == 0, done.stderr
+    assert contents(course) == before
+
+
+def test_one_command_moves_the_course_and_keeps_the_outputs(course):
+    old = generate.address()
+    new = "https://github.com/someone-else/another.name"
+    done = run(course, "--inputs", "--move", new)
+    assert done.returncode == 0 and "unchanged" in done.stdout, done.stderr
+    for path, content in contents(course).items():
+        assert old.encode() not in content, path
+    for path in sorted((course / "notebooks").glob("*.ipynb")):
+        moved, stored = read(path), read(ROOT / "notebooks" / path.name)
+        assert f"git+{new}" in code_cells(moved)[0].source
+        assert [c.outputs for c in code_cells(moved)] == [c.outputs for c in code_cells(stored)]
+    assert run(course, "--inputs", "--move", old).returncode == 0
+    assert contents(course) == {
+        course / p.relative_to(ROOT): p.read_bytes()
+        for p in (ROOT / q.relative_to(course) for q in contents(course))
+    }
+
+
+@pytest.mark.parametrize(
+    "address", ["github.com/a/b", "https://example.org/a/b", "https://github.com/a"]
+)
+def test_an_address_that_would_not_work_is_refused(course, address):
+    before = contents(course)
+    done = run(course, "--inputs", "--move", address)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "ADDRESS" in done.stderr
+    assert contents(course) == before
+
+
+def test_an_unknown_chapter_is_refused(course):
+    done = run(course, "99-nothing")
+    assert done.returncode == 2 and "00-start" in done.stderr
+
+
+def test_changed_text_asks_for_a_new_execution(course):
+    chapter = course / "book" / "chapters" / "01-patches.md"
+    chapter.write_text(chapter.read_text().replace("pixels = 224 * 224", "pixels = 224 * 225"))
+    done = run(course, "--inputs")
+    assert "01-patches: outputs are of an older version" in done.stdout

@@ -1,0 +1,316 @@
+"""Training and its folder: what is learned, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, vitmini
+
+import vitmini as vm
+from vitmini.__main__ import main
+from vitmini.train import adamw, learning_rate_at, load_run, split_validation
+
+FILES = {"checkpoint.pt", "config.json", "metrics.jsonl", "model.safetensors"}
+TRAIN = ("train", "--recipe", "digits", "--device", "cpu")
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """A finished run of three epochs, from the command line."""
+    folder = tmp_path_factory.mktemp("run") / "three"
+    done = vitmini(*TRAIN, "--epochs", "3", "--out", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in FILES:
+        (folder / name).write_bytes((run[0] / name).read_bytes())
+    return folder
+
+
+def refused(*arguments):
+    """The one line on stderr with which the command line refuses."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(a) for a in arguments])
+    assert code == 2 and out.getvalue() == "", (out.getvalue(), err.getvalue())
+    assert err.getvalue().count("\n") == 1 and err.getvalue().startswith("vitmini: ")
+    return err.getvalue()
+
+
+def test_the_digits_recipe_reaches_97_percent_on_an_unseen_seed(digits):
+    config = dataclasses.replace(vm.RECIPES["digits"], seed=20_261_120)
+    torch.manual_seed(config.seed)
+    history = vm.train(vm.create_model(config.model), digits, config)
+    assert len(history) == config.epochs and history[-1]["test_accuracy"] >= 0.97
+
+
+def test_a_run_leaves_its_four_files_and_a_line_an_epoch(run):
+    folder, done = run
+    assert {p.name for p in folder.iterdir()} == FILES
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    keys = {"epoch", "train_loss", "lr", "seconds", "val_accuracy"}
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    assert [set(line) for line in lines[:2]] == [keys, keys]
+    assert set(lines[2]) == keys | {"test_accuracy", "test_loss"}
+    assert [line.split(":")[0] for line in done.stdout.splitlines()[:3]] == [
+        "epoch 1/3",
+        "epoch 2/3",
+        "epoch 3/3",
+    ]
+    assert done.stderr == ""
+
+
+def test_evaluate_repeats_the_number_of_the_last_line(run, digits):
+    last = json.loads((run[0] / "metrics.jsonl").read_text().splitlines()[-1])
+    model, _ = load_run(run[0])
+    assert vm.evaluate(model, digits)["accuracy"] == last["test_accuracy"]
+    done = vitmini("evaluate", run[0])
+    assert f"{last['test_accuracy']:.2%}" in done.stdout and done.returncode == 0
+
+
+def test_the_same_seed_gives_the_same_bytes(run, tmp_path):
+    again = vitmini(*TRAIN, "--epochs", "3", "--out", tmp_path / "again")
+    other = vitmini(*TRAIN, "--epochs", "3", "--seed", "1", "--out", tmp_path / "other")
+    assert again.returncode == other.returncode == 0
+    weights = [
+        (folder / "model.safetensors").read_bytes()
+        for folder in (run[0], tmp_path / "again", tmp_path / "other")
+    ]
+    assert weights[0] == weights[1] != weights[2]
+
+
+def test_killed_and_resumed_gives_the_same_bytes(run, tmp_path):
+    command = [sys.executable, "-m", "vitmini", *TRAIN, "--epochs", "3", "--resume"]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    folder, kills = tmp_path / "killed", 0
+    for wanted in (1, 2):  # kill as soon as this many epochs are on disk
+        process = subprocess.Popen([*command, "--out", str(folder)], env=env)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            metrics = folder / "metrics.jsonl"
+            if metrics.exists() and len(metrics.read_text().splitlines()) >= wanted:
+                process.send_signal(signal.SIGKILL)
+                kills += process.wait() == -signal.SIGKILL
+            time.sleep(0.005)
+    done = vitmini(*TRAIN, "--epochs", "3", "--resume", "--out", folder)
+    assert done.returncode == 0 and kills >= 1
+    assert (folder / "model.safetensors").read_bytes() == (
+        run[0] / "model.safetensors"
+    ).read_bytes()
+    assert {p.name for p in folder.iterdir() if not p.name.startswith(".")} == FILES
+
+
+def test_training_leaves_the_callers_random_numbers_and_threads_alone(digits):
+    config = dataclasses.replace(vm.RECIPES["digits"], epochs=1)
+    model = vm.create_model("vit_digits", dropout=0.1)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    threads = torch.get_num_threads()
+    vm.train(model, digits, config)
+    assert torch.equal(torch.rand(3), expected) and torch.get_num_threads() == threads
+
+
+def test_resuming_a_finished_run_changes_nothing(copy):
+    before = {name: (copy / name).read_bytes() for name in FILES}
+    done = vitmini(*TRAIN, "--epochs", "3", "--resume", "--out", copy)
+    assert done.returncode == 0 and "3 epochs, test accuracy" in done.stdout
+    assert {name: (copy / name).read_bytes() for name in FILES} == before
+
+
+def test_a_run_is_not_overwritten(copy):
+    before = {name: (copy / name).read_bytes() for name in FILES}
+    assert "already holds a run" in refused(*TRAIN, "--epochs", "3", "--out", copy)
+    assert {name: (copy / name).read_bytes() for name in FILES} == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "word"),
+    [(("--seed", "7"), "seed"), (("--epochs", "4"), "epochs"), (("--data", "cifar10"), "data")],
+)
+def test_resume_refuses_another_run_before_it_reads_data(copy, changed, word, monkeypatch):
+    monkeypatch.setattr("vitmini.__main__.load_data", lambda _: pytest.fail("data were read"))
+    arguments = [*TRAIN, "--epochs", "3", *changed, "--resume", "--out", copy]
+    line = refused(*arguments)
+    assert "holds another run" in line and f"its {word} is" in line
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pt", "config.json"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "text"])
+def test_a_damaged_run_is_refused(copy, name, damage):
+    whole = (copy / name).read_bytes()
+    spoiled = {"empty": b"", "cut": whole[: len(whole) // 2], "text": b"hello"}[damage]
+    (copy / name).write_bytes(spoiled)
+    line = refused(*TRAIN, "--epochs", "3", "--resume", "--out", copy)
+    assert name in line and "damaged" in line
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_hostile_checkpoint_is_refused_and_not_executed(copy, tmp_path):
+    trap = tmp_path / "executed"
+    torch.save({"model": Hostile(trap)}, copy / "checkpoint.pt")
+    line = refused(*TRAIN, "--epochs", "3", "--resume", "--out", copy)
+    assert "more than tensors" in line and not trap.exists()
+    (copy / "checkpoint.pt").write_bytes(pickle.dumps(Hostile(trap)))
+    refused(*TRAIN, "--epochs", "3", "--resume", "--out", copy)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("content", [{}, {"model": {}, "optimizer": {}, "history": []}, [1]])
+def test_a_foreign_checkpoint_is_refused(copy, content):
+    torch.save(content, copy / "checkpoint.pt")
+    line = refused(*TRAIN, "--epochs", "3", "--resume", "--out", copy)
+    assert "checkpoint.pt" in line
+
+
+def test_weights_that_are_damaged_or_missing_are_refused(copy):
+    (copy / "model.safetensors").write_bytes(b"junk")
+    assert "damaged" in refused("evaluate", copy)
+    (copy / "model.safetensors").unlink()
+    assert "no finished run" in refused("evaluate", copy)
+
+
+def test_predict_names_the_classes_of_pictures(run, tmp_path, digits):
+    from PIL import Image
+
+    for i in (0, 1):
+        ink = digits.test_images[i, 0].numpy()
+        Image.fromarray(ink).resize((64, 64), Image.Resampling.NEAREST).save(tmp_path / f"{i}.png")
+    done = vitmini("predict", run[0], tmp_path / "0.png", tmp_path / "1.png", "--top", "2")
+    lines = done.stdout.splitlines()
+    assert done.returncode == 0 and len(lines) == 2
+    assert lines[0].startswith(f"{tmp_path / '0.png'}: ") and lines[0].count("%") == 2
+    (tmp_path / "bad.png").write_text("text")
+    assert "bad.png" in refused("predict", run[0], tmp_path / "0.png", tmp_path / "bad.png")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "COMMAND"),
+        (("fly",), "invalid choice"),
+        (("train",), "--recipe"),
+        (("train", "--recipe", "nothing", "--out", "x"), "recipe must be one of digits"),
+        ((*TRAIN, "--out", "x", "--epochs", "0"), "epochs must be a positive int"),
+        ((*TRAIN, "--out", "x", "--epochs", "many"), "invalid int"),
+        ((*TRAIN, "--out", "x", "--seed", "-1"), "seed must be"),
+        ((*TRAIN, "--out", "x", "--data", "nowhere"), "data must be"),
+        ((*TRAIN, "--out", __file__), "is a file"),
+        ((*TRAIN, "--out", "/proc/nothing/run"), "/proc/nothing"),
+        (("train", "--recipe", "digits", "--out", "x", "--device", "tpu"), "invalid choice"),
+        (("evaluate", "/nonexistent"), "not a folder"),
+        (("evaluate", "/"), "no run"),
+        (("predict", "/nonexistent", "a.png"), "not a folder"),
+        (("experiment", "nothing"), "train-digits"),
+    ],
+)
+def test_wrong_commands_are_refused_in_one_line(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert words in refused(*arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_reaches_the_shell_as_one_line_and_status_2():
+    done = vitmini("train", "--recipe", "nothing", "--out", "x")
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_there_is_refused():
+    assert "cuda is not available" in refused(
+        "train", *TRAIN[1:3], "--out", "x", "--device", "cuda"
+    )
+
+
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "predict", "experiment"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*[command] * bool(command), "--help"])
+    assert stop.value.code == 0 and "usage: python -m vitmini" in capsys.readouterr().out
+
+
+def test_an_experiment_writes_its_result(tmp_path):
+    done = vitmini("experiment", "train-digits", "--out", tmp_path, VITMINI_PROFILE="ci")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "train-digits.json").read_text())
+    assert result["profile"] == "ci" and len(result["metrics"]["test_accuracy"]["values"]) == 2
+
+
+def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
+    config = vm.TrainConfig(epochs=10, warmup=2, learning_rate=1.0)
+    rates = [learning_rate_at(step, 5, config) for step in range(50)]
+    assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
+    assert rates[10] == 1.0 and rates[30] == pytest.approx(0.5) and rates[-1] < 0.01
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
+
+
+def test_only_matrices_decay():
+    model = vm.create_model("vit_digits", distilled=True, layer_scale=0.1)
+    decay, rest = adamw(model, vm.TrainConfig()).param_groups
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert rest["weight_decay"] == 0 and decay["weight_decay"] == 0.05
+    assert {names[id(p)] for p in rest["params"]} >= {"cls_token", "dist_token", "pos_embed"}
+    assert all(names[id(p)].endswith("weight") and p.ndim > 1 for p in decay["params"])
+    assert len(decay["params"]) + len(rest["params"]) == len(names)
+
+
+def test_validation_images_are_never_trained_on(digits):
+    config = vm.RECIPES["digits"]
+    train, val = split_validation(1437, config)
+    assert len(val) == 144 and sorted([*train.tolist(), *val.tolist()]) == list(range(1437))
+    other = split_validation(1437, dataclasses.replace(config, seed=9))[1]
+    assert torch.equal(val, other)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(digits):
+    config = dataclasses.replace(vm.RECIPES["digits"], epochs=1, learning_rate=1e30)
+    with pytest.raises(FloatingPointError, match=r"epoch 1: try a learning_rate below 1e\+30"):
+        vm.train(vm.create_model("vit_digits"), digits, config)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("epochs", 0),
+        ("epochs", 1.5),
+        ("batch_size", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.inf),
+        ("learning_rate", math.nan),
+        ("weight_decay", -1.0),
+        ("warmup", -1),
+        ("val_share", 1.0),
+        ("label_smoothing", 1.0),
+        ("cpu_threads", 0),
+        ("seed", -1),
+        ("seed", 0.5),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(field, value):
+    with pytest.raises(ValueError, match=field):
+        vm.TrainConfig(**{field: value})

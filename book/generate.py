@@ -243,6 +243,7 @@ def execute(notebook: NotebookNode) -> dict:
         timeout=3600,
         kernel_name="python3",
         record_timing=False,
+        coalesce_streams=True,
         resources={"metadata": {"path": str(NOTEBOOKS)}},
     )
     client.execute(env=env)

@@ -1,8 +1,8 @@
 """A simulated Colab: torch is there, vitmini is not, the notebook is alone in an empty folder.
 
-The environment is a fresh one whose site-packages links the packages that the issue of such a
-machine is: PyTorch and torchvision, matplotlib, einops, ipykernel, and what they need. Everything
-else has to come from the set-up cell.
+The environment is a fresh one whose site-packages links what Colab brings along: PyTorch and
+torchvision, matplotlib, einops, ipykernel, and what these need. Everything else has to come from
+the set-up cell, which installs from a local git repository under the course's public address.
 """
 
 from __future__ import annotations
@@ -27,21 +27,26 @@ PREINSTALLED = ("torch", "torchvision", "matplotlib", "einops", "ipykernel")
 
 
 def closure(names):
-    """The distributions and all that they require here."""
-    todo, found = list(names), {}
+    """The distributions, and all that they require here, extras included."""
+    todo, found = [Requirement(name) for name in names], {}
     while todo:
-        requirement = Requirement(todo.pop())
+        requirement = todo.pop()
         key = re.sub(r"[-_.]+", "-", requirement.name).lower()
-        if key in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+        seen, wanted = found.get(key, set()), {"", *requirement.extras}
+        if wanted <= seen:
             continue
-        found[key] = importlib.metadata.distribution(key)
-        todo += found[key].requires or []
-    return found.values()
+        found[key] = seen | wanted
+        for text in importlib.metadata.distribution(key).requires or []:
+            needed = Requirement(text)
+            marker = needed.marker
+            if marker is None or any(marker.evaluate({"extra": e}) for e in found[key]):
+                todo.append(needed)
+    return [importlib.metadata.distribution(key) for key in found]
 
 
 @pytest.fixture(scope="session")
 def colab(tmp_path_factory):
-    """The python of the environment."""
+    """The python of such an environment."""
     folder = tmp_path_factory.mktemp("colab")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     site = next(folder.glob("lib/python*/site-packages"))
@@ -107,10 +112,10 @@ def test_every_cell_runs_where_vitmini_is_missing(colab, published, tmp_path, mo
         shutil.copy(path, alone)
         notebook = nbformat.read(alone / path.name, as_version=4)
         stored = [c.outputs for c in code_cells(notebook)]
-        client = NotebookClient(
-            notebook, kernel_name="colab", timeout=300, resources={"metadata": {"path": str(alone)}}
-        )
-        client.execute()
+        where = {"metadata": {"path": str(alone)}}
+        NotebookClient(
+            notebook, kernel_name="colab", timeout=300, coalesce_streams=True, resources=where
+        ).execute()
         for cell, outputs in zip(code_cells(notebook), stored, strict=True):
             if "nbval-check-output" in cell.metadata.get("tags", []):
                 assert [o.get("text") for o in cell.outputs] == [o.get("text") for o in outputs]

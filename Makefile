@@ -30,8 +30,8 @@ $(INSTALLED): requirements.txt pyproject.toml
 	  uv pip install -q --python $(BIN)/python -r requirements.txt; \
 	else \
 	  { $(PYTHON) -m venv .venv || { echo "make: Python's venv is missing: apt install python3-venv" >&2; exit 2; }; } && \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check -U pip "setuptools>=77" && \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt; \
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check -U pip "setuptools>=77" && \
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.txt; \
 	fi
 	@touch $@
 

@@ -24,6 +24,8 @@ from sphinx.util.docutils import SphinxDirective
 from sphinx.util.fileutil import copy_asset_file
 from sphinx.util.osutil import ensuredir
 
+from vitmini.experiments import EXPERIMENTS
+
 FONTS = "output/chtml/fonts/woff-v2"
 
 
@@ -84,24 +86,25 @@ def mend_page(
 
 
 class StoredResults(SphinxDirective):
-    """A table of what was measured: name, what, on what, when, seeds, with which versions."""
-
-    HEAD = ("result", "measured", "on", "seeds", "versions")
+    """For each stored result: what it is, on what it was measured, and a table of its metrics."""
 
     def run(self) -> list[nodes.Node]:
-        rows = [self.HEAD]
+        shown: list[nodes.Node] = []
         for path in sorted((ROOT / "book" / "results").glob("*.json")):
             self.env.note_dependency(str(path))
             r = json.loads(path.read_text(encoding="utf-8"))
-            metrics = "; ".join(
-                f"{k.replace('_', ' ')} {v['mean']:.4g} ± {v['stderr']:.2g}"
-                for k, v in r["metrics"].items()
-            )
+            purpose = (EXPERIMENTS[r["name"]].__doc__ or "").split(" Chapter:")[0].replace("`", "")
             versions = ", ".join(f"{k} {v}" for k, v in r["versions"].items())
-            where = f"{r['data']}; {r['device']}, {r['date']}, {r['seconds']:.0f} s"
-            code = f"{versions}, commit {r['commit']}"
-            rows.append((r["name"], metrics, where, str(len(r["seeds"])), code))
-        return [_table(rows)]
+            where = (
+                f"{purpose} Data: {r['data']}. Measured on {r['date']} on a {r['device']} in "
+                f"{r['seconds']:.0f} seconds, {len(r['seeds'])} seeds; {versions}, "
+                f"commit {r['commit']}."
+            )
+            rows = [("metric", "mean", "standard error")]
+            for name, v in r["metrics"].items():
+                rows.append((name.replace("_", " "), f"{v['mean']:.4g}", f"{v['stderr']:.2g}"))
+            shown += [nodes.rubric(text=r["name"]), nodes.paragraph(text=where), _table(rows)]
+        return shown
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> nodes.table:

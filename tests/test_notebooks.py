@@ -76,7 +76,9 @@ def test_parts_come_in_order(path):
     before = "\n".join(c.source for c in notebook.cells[:first])
     assert "## Objectives" in before and re.search(r"!\[[^]]{40,}\]\(data:image/png", before)
     facts = before.splitlines()[2]
-    assert re.search(r"Reading: \d+ minutes · running: .* T4 · \[open in Colab\]", facts)
+    assert re.search(
+        r"Reading: \d+ minutes · exercises: \d+ minutes · running: .* T4 · \[open in C", facts
+    )
 
 
 @each_notebook

@@ -21,6 +21,10 @@ def error_rate(logits, labels):
     return (logits.argmax(dim=1) != labels).float().mean()
 
 
+def mean_of_booleans(logits, labels):
+    return (logits.argmax(dim=1) == labels).mean()
+
+
 def divides_by_four(logits, labels):
     return (logits.argmax(dim=1) == labels).sum() / 4
 
@@ -46,6 +50,11 @@ def only_the_classes_seen(labels, predictions, num_classes):
     return swapped(labels, predictions, int(labels.max()) + 1).T
 
 
+def bincount_without_minlength(labels, predictions, num_classes):
+    counts = torch.bincount(labels * num_classes + predictions)
+    return counts.view(num_classes, num_classes)
+
+
 def shares_of_rows(labels, predictions, num_classes):
     matrix = swapped(labels, predictions, num_classes).T.float()
     return matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
@@ -55,6 +64,7 @@ WRONG = {
     "accuracy": [
         (count_instead_of_share, "divide it by the number of images"),
         (percent, "in percent"),
+        (mean_of_booleans, "needs .float()"),
         (error_rate, "share of wrong answers"),
         (over_the_batch, "dimension 1"),
         (divides_by_four, "30 images of 7 classes"),
@@ -65,12 +75,13 @@ WRONG = {
         (lambda k: math.log2(k), "in bits"),
         (lambda k: math.log10(k), "base 10"),
         (lambda k: 1 / k, "that is the probability"),
-        (lambda k: 2.302585, "for 2 classes"),
+        (lambda k: 2.302585, "use num_classes"),
     ],
     "confusion_matrix": [
         (swapped, "rows and columns are swapped"),
         (adds_each_pair_once, "adds only one of them"),
         (only_the_classes_seen, "count all num_classes"),
+        (bincount_without_minlength, "minlength"),
         (shares_of_rows, "do not divide"),
     ],
 }

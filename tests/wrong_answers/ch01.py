@@ -78,6 +78,11 @@ def nothing_moves(images, P, order):
     return vm.unpatchify(patches, P, tuple(images.shape[2:]), images.shape[1])
 
 
+def indexes_the_batch(images, P, order):
+    patches = vm.patchify(images, P)[order]
+    return vm.unpatchify(patches, P, tuple(images.shape[2:]), images.shape[1])
+
+
 def only_the_first_image(images, P, order):
     out = images.clone()
     out[:1] = vm.unpatchify(
@@ -115,6 +120,7 @@ WRONG = {
         (assigns_to_order, "inverse order"),
         (left_as_patches, "put the patches together again"),
         (nothing_moves, "nothing moved"),
+        (indexes_the_batch, "dimension 0 is the batch"),
         (only_the_first_image, "every image of the batch"),
     ],
 }

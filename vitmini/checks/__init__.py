@@ -17,18 +17,23 @@ class WrongAnswer(AssertionError):
     """What a check raises: the message says what is wrong."""
 
 
-def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call the reader's function; turn an empty or crashing answer into a diagnosis."""
+def attempt(function: Callable[..., Any], *arguments: Any, slip: str = "") -> Any:
+    """Call the reader's function; turn an empty or crashing answer into a diagnosis.
+
+    The function gets copies, so that it cannot change what its answer is compared with. `slip`
+    says what usually makes it crash.
+    """
     shown = ", ".join(_show(a) for a in arguments)
     call = f"{getattr(function, '__name__', function)}({shown})"
     try:
-        result = function(*arguments)
-    except NotImplementedError:
-        raise WrongAnswer(
-            f"{call} is not written yet: put your code where it says raise NotImplementedError"
-        ) from None
+        result = function(*(a.clone() if isinstance(a, Tensor) else a for a in arguments))
     except Exception as error:
-        raise WrongAnswer(f"{call} stopped with {type(error).__name__}: {error}") from error
+        if isinstance(error, NotImplementedError) and str(error) in ("", "your code here"):
+            raise WrongAnswer(
+                f"{call} is not written yet: put your code where it says raise NotImplementedError"
+            ) from None
+        told = f"{type(error).__name__}: {error}" + (f"\nA usual slip: {slip}" if slip else "")
+        raise WrongAnswer(f"{call} stopped with {told}") from error
     if result is None:
         raise WrongAnswer(f"{call} returned None: is the return statement missing?")
     return result

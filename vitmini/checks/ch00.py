@@ -16,7 +16,8 @@ def accuracy(function: Callable[[Tensor, Tensor], Any]) -> None:
     """Exercise 0.1: the share of images whose largest logit is at the label."""
     logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, 3.0], [0.5, 0.2, 0.1], [9.0, 8.0, 7.0]])
     labels = torch.tensor([0, 2, 1, 0])  # right, right, wrong, right
-    got = expect_number(attempt(function, logits, labels), "0.75")
+    crash = "the argmax is over the classes, dimension 1, and a mean of booleans needs .float()"
+    got = expect_number(attempt(function, logits, labels, slip=crash), "0.75")
     slips = {
         3.0: "that is the number of right answers, divide it by the number of images",
         75.0: "that is in percent, the check wants a share between 0 and 1",
@@ -49,6 +50,7 @@ def chance_loss(function: Callable[[int], Any]) -> None:
             round(math.log10(classes), 4): "that is the logarithm to base 10, take the natural one",
             round(1 / classes, 4): "that is the probability, the loss is minus its logarithm",
             round(1 - 1 / classes, 4): "that is the error rate, not the loss",
+            round(math.log(10), 4): "that is the loss for 10 classes, use num_classes",
         }
         slip = slips.get(round(got, 4), "each class has the probability 1 / num_classes")
         expect(
@@ -64,7 +66,9 @@ def confusion_matrix(function: Callable[[Tensor, Tensor, int], Any]) -> None:
     predictions = torch.tensor([0, 1, 1, 0, 2, 2])
     target = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 2, 0], [0, 0, 0, 0]])
     hints = {(3, 3): "count all num_classes, also one that no image has", (6,): "count, per pair"}
-    got = expect_tensor(attempt(function, labels, predictions, 4), (4, 4), hints)
+    crash = "bincount needs minlength=num_classes**2, or it stops at the last pair that occurs"
+    answer = attempt(function, labels, predictions, 4, slip=crash)
+    got = expect_tensor(answer, (4, 4), hints)
     expect(
         not same(got, target.T),
         "rows and columns are swapped: row i is the true class, column j the prediction",

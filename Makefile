@@ -58,6 +58,7 @@ move: $(INSTALLED)
 	@test -n "$(ADDRESS)" || { echo "make: say where to: make move ADDRESS=https://github.com/ORG/REPO" >&2; exit 2; }
 	$(BIN)/python book/generate.py --inputs --move "$(ADDRESS)"
 
+# Tests run side by side, a core each: more threads would only wait for each other.
 # The browser tests want Chromium; Debian and Ubuntu have a package, others get Playwright's.
 chromium: $(INSTALLED)
 	@$(BIN)/python tests/browser.py --install
@@ -66,7 +67,7 @@ test: book chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	VITMINI_PROFILE=ci $(BIN)/python -m pytest -n 2 --dist loadfile -q
+	VITMINI_PROFILE=ci OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
 clean:
 	rm -rf .venv _build build *.egg-info .pytest_cache .mypy_cache .ruff_cache

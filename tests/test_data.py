@@ -70,6 +70,7 @@ def test_a_local_cifar_folder_is_used_without_a_download(folder, monkeypatch):
         (lambda f: (f / "train/dog/1.png").write_bytes(b"no picture"), "1.png as a picture"),
         (lambda f: picture(f / "train/dog/9.png", (5, 4)), r"one size: .*9.png"),
         (lambda f: [p.unlink() for p in f.glob("test/*/*")], "no pictures"),
+        (lambda f: [(f / p / "empty").mkdir() for p in ("train", "test")], "empty holds no"),
     ],
 )
 def test_a_spoiled_folder_is_refused_with_the_reason(folder, spoil, words):
@@ -90,6 +91,25 @@ def test_read_image_fits_any_picture_to_the_model(tmp_path):
     (tmp_path / "b.png").write_text("text")
     with pytest.raises(ValueError, match=r"b\.png as a picture"):
         read_image(tmp_path / "b.png", 3, (4, 6))
+
+
+def test_pictures_of_16_bits_keep_their_greys_and_others_are_refused(tmp_path):
+    for value in (0, 2570, 32896, 65535):
+        pixels = np.full((4, 4), value, np.uint16)
+        Image.fromarray(pixels).save(tmp_path / "deep.png")
+        assert read_image(tmp_path / "deep.png", 1, (4, 4)).unique().tolist() == [value // 257]
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "real.tiff")
+    with pytest.raises(ValueError, match="type F"):
+        read_image(tmp_path / "real.tiff", 1, (4, 4))
+
+
+def test_a_picture_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # turn by 90 degrees to show
+    wide = Image.new("RGB", (4, 2))
+    wide.putpixel((0, 0), (255, 255, 255))
+    wide.save(tmp_path / "turned.png", exif=exif)
+    assert read_image(tmp_path / "turned.png", 1, (4, 2))[0].nonzero().tolist() == [[0, 1]]
 
 
 def test_photographs_are_squares_of_the_size_asked_for():

@@ -86,6 +86,10 @@ def test_gradients_pass_through_cutting_and_putting_together():
         (lambda: vm.PatchEmbed(30, 4), "image_size 30x30"),
         (lambda: vm.PatchEmbed(8, 4)(torch.zeros(1, 3, 8, 12)), r"\(B, 3, 8, 8\), got"),
         (lambda: vm.PatchEmbed(8, 4)(torch.zeros(1, 1, 8, 8)), r"\(B, 3, 8, 8\), got"),
+        (lambda: vm.PatchEmbed(8, 4)(None), r"\(B, 3, 8, 8\), got NoneType"),
+        (lambda: vm.PatchEmbed(8, 4)(torch.zeros(1, 3, 8, 8).byte()), "floating point"),
+        (lambda: vm.PatchEmbed(8, 4, 0), "in_channels, dim"),
+        (lambda: vm.PatchEmbed(8, 4, 3, 4.0), "in_channels, dim"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line_that_names_them(call, words):

@@ -188,6 +188,101 @@ def test_a_foreign_checkpoint_is_refused(copy, content):
     assert "checkpoint.pt" in line
 
 
+def spoil_moment(c):
+    c["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)  # the fused step would read past it
+
+
+def spoil_group(c):
+    c["optimizer"]["param_groups"][0]["maximize"] = True
+
+
+def spoil_weight(c):
+    c["model"]["head.bias"] = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_moment, "another shape"),
+        (spoil_group, "other settings"),
+        (spoil_weight, "head.bias"),
+        (lambda c: c["optimizer"]["param_groups"].pop(), "does not fit"),
+        (lambda c: c["optimizer"]["param_groups"][0].pop("betas"), "other settings"),
+        (lambda c: c["optimizer"]["state"].pop(0), "does not fit"),
+        (lambda c: c["history"].clear(), "history"),
+        (lambda c: c["history"].append(c["history"][-1]), "history"),
+        (lambda c: c["history"].__setitem__(1, {"epoch": 2}), "epoch 2 is incomplete"),
+        (lambda c: c["history"][0].update(epoch=torch.tensor(1)), "more than numbers"),
+        (lambda c: c.update(history={}), "history"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(copy, spoil, words):
+    checkpoint = torch.load(copy / "checkpoint.pt", weights_only=True)
+    spoil(checkpoint)
+    torch.save(checkpoint, copy / "checkpoint.pt")
+    before = {name: (copy / name).read_bytes() for name in FILES}
+    line = refused(*TRAIN, "--epochs", "3", "--resume", "--out", copy)
+    assert "checkpoint.pt" in line and words in line
+    assert {name: (copy / name).read_bytes() for name in FILES} == before
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("train", "data", None),
+        ("train", "data", 3),
+        ("data", "mean", "x"),
+        ("data", "mean", [0.1, 0.2]),
+        ("data", "std", [0.0]),
+        ("data", "std", [math.inf]),
+        ("data", "classes", ["a"]),
+        ("data", "classes", ["\x1b[31m"] * 10),
+        ("data", "classes", 7),
+        ("data", "sha256", None),
+        ("model", "mlp_ratio", math.inf),
+        ("model", "dim", 10**9),
+        ("model", "dim", "64"),
+        ("model", "surprise", 1),
+    ],
+)
+def test_a_hostile_config_is_refused(copy, part, field, value):
+    description = json.loads((copy / "config.json").read_text())
+    description[part][field] = value
+    (copy / "config.json").write_text(json.dumps(description))
+    for command in (("evaluate", copy), ("predict", copy, "x.png")):
+        assert "damaged or not this run's" in refused(*command)
+
+
+def test_a_config_of_endless_brackets_is_refused(copy):
+    (copy / "config.json").write_text("[" * 100_000)
+    assert "config.json is damaged" in refused("evaluate", copy)
+
+
+def test_metrics_that_were_lost_are_written_again(copy):
+    whole = (copy / "metrics.jsonl").read_bytes()
+    (copy / "metrics.jsonl").write_text("garbage")
+    assert vitmini(*TRAIN, "--epochs", "3", "--resume", "--out", copy).returncode == 0
+    assert (copy / "metrics.jsonl").read_bytes() == whole
+
+
+def test_a_folder_of_data_is_found_from_elsewhere_and_known_again(tmp_path, monkeypatch):
+    from PIL import Image
+
+    for part in ("train", "test"):
+        for kind, ink in (("a", 20), ("b", 200)):
+            (tmp_path / "own" / part / kind).mkdir(parents=True)
+            for i in range(6):
+                picture = Image.new("L", (8, 8), ink + i)
+                picture.save(tmp_path / "own" / part / kind / f"{i}.png")
+    monkeypatch.chdir(tmp_path)
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main([*TRAIN, "--data", "own", "--epochs", "1", "--out", "run"]) == 0
+        monkeypatch.chdir("/")
+        assert main(["evaluate", str(tmp_path / "run")]) == 0
+    Image.new("L", (8, 8), 128).save(tmp_path / "own" / "test" / "a" / "new.png")
+    assert "changed since" in refused("evaluate", tmp_path / "run")
+
+
 def test_weights_that_are_damaged_or_missing_are_refused(copy):
     (copy / "model.safetensors").write_bytes(b"junk")
     assert "damaged" in refused("evaluate", copy)
@@ -221,6 +316,9 @@ def test_predict_names_the_classes_of_pictures(run, tmp_path, digits):
         ((*TRAIN, "--out", "x", "--seed", "-1"), "seed must be"),
         ((*TRAIN, "--out", "x", "--data", "nowhere"), "data must be"),
         ((*TRAIN, "--out", __file__), "is a file"),
+        ((*TRAIN, "--out", ""), "out must name a folder"),
+        ((*TRAIN, "--out", "x", "--data", ""), "data must be"),
+        (("experiment", "train-digits", "--out", __file__), "File exists"),
         ((*TRAIN, "--out", "/proc/nothing/run"), "/proc/nothing"),
         (("train", "--recipe", "digits", "--out", "x", "--device", "tpu"), "invalid choice"),
         (("evaluate", "/nonexistent"), "not a folder"),

@@ -8,13 +8,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import torch
 
 from vitmini.data import load_data, normalize, read_image
 from vitmini.profiles import choose_profile
-from vitmini.train import RECIPES, build_model, check_run, evaluate, load_run, train
+from vitmini.train import (
+    RECIPES,
+    build_model,
+    check_run,
+    data_digest,
+    evaluate,
+    load_run,
+    train,
+)
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -87,6 +96,10 @@ def _train(args: argparse.Namespace) -> None:
     }
     config = dataclasses.replace(RECIPES[args.recipe], **given)
     device = _device(args.device)
+    if not args.out:
+        raise ValueError("out must name a folder, got ''")
+    if config.data and Path(config.data).is_dir():  # found again from any other folder
+        config = dataclasses.replace(config, data=str(Path(config.data).resolve()))
     check_run(args.out, config, args.resume)
     data = load_data(config.data)
     torch.manual_seed(config.seed)
@@ -115,8 +128,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     device = _device(args.device)
     model, description = load_run(args.dir)
     data = load_data(description["train"]["data"])
-    if list(data.classes) != description["data"]["classes"]:
-        raise ValueError(f"data {data.name} has other classes than the run in {args.dir}")
+    if data_digest(data) != description["data"]["sha256"]:
+        raise ValueError(f"data {data.name} changed since the run in {args.dir} was trained")
     result = evaluate(model.to(device), data)
     print(f"test accuracy {result['accuracy']:.2%}, loss {result['loss']:.4f}")
 
@@ -148,6 +161,8 @@ def _experiment(args: argparse.Namespace) -> None:
 
     if args.name not in EXPERIMENTS:
         raise ValueError(f"NAME must be one of {', '.join(EXPERIMENTS)}, got {args.name!r}")
+    if args.out is not None:  # before the work, not after it
+        Path(args.out).mkdir(parents=True, exist_ok=True)
     print(save_result(EXPERIMENTS[args.name](choose_profile()), args.out))
 
 
@@ -158,6 +173,9 @@ def main(argv: list[str] | None = None) -> int:
         args.run(args)
     except (ValueError, FloatingPointError, OSError) as error:
         print("vitmini: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except MemoryError:
+        print("vitmini: out of memory", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vitmini: interrupted; 'train' goes on with --resume", file=sys.stderr)

@@ -69,7 +69,7 @@ def load_data(name_or_folder: str | Path, root: str | Path | None = None) -> Ima
         if (cache / name / "train").is_dir():
             return _load_folder(cache / name, name)
         return _download_cifar(name, cache)
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return _load_folder(Path(name), Path(name).resolve().name)
     raise ValueError(
         f"data must be digits, cifar10, cifar100 or a folder that exists, got {name!r}"
@@ -98,8 +98,8 @@ def load_photo(name: str = "flower", size: int = 224) -> Tensor:
     """
     if name not in ("flower", "china"):
         raise ValueError(f"name must be flower or china, got {name!r}")
-    if size < 1:
-        raise ValueError(f"size must be positive, got {size}")
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"size must be a positive int, got {size!r}")
     from PIL import Image
     from sklearn.datasets import load_sample_image
 
@@ -121,15 +121,27 @@ def read_image(path: str | Path, channels: int, image_size: tuple[int, int]) -> 
         raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
     from PIL import Image
 
-    try:
-        with Image.open(path) as file:
-            picture = file.convert("L" if channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path} as a picture: {error}") from None
+    picture = _open_picture(path, "L" if channels == 1 else "RGB")
     rows, columns = image_size
     if picture.size != (columns, rows):
         picture = picture.resize((columns, rows), Image.Resampling.LANCZOS)
     return _to_tensor(picture)
+
+
+def _open_picture(path: str | Path, mode: str):  # -> PIL image, upright, 8 bits a channel
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I;16"):
+                pixels = (np.asarray(picture).astype(np.float64) / 257).round()
+                picture = Image.fromarray(pixels.astype(np.uint8))
+            if picture.mode in ("I", "F"):
+                raise ValueError(f"its pixels are of type {picture.mode}, not 8 or 16 bits")
+            return picture.convert(mode)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read {path} as a picture: {error}") from None
 
 
 def _to_tensor(picture) -> Tensor:  # PIL image -> uint8 (C, H, W)
@@ -139,6 +151,7 @@ def _to_tensor(picture) -> Tensor:  # PIL image -> uint8 (C, H, W)
 
 def _make(name, train_images, train_labels, test_images, test_labels, classes) -> ImageData:
     pixels = train_images.transpose(0, 1).flatten(1).double() / 255  # (C, N*H*W)
+    spread = pixels.std(1, correction=int(pixels.shape[1] > 1))
     return ImageData(
         name,
         train_images,
@@ -147,7 +160,7 @@ def _make(name, train_images, train_labels, test_images, test_labels, classes) -
         test_labels.long(),
         tuple(classes),
         tuple(round(v, 6) for v in pixels.mean(1).tolist()),
-        tuple(round(max(v, 1e-3), 6) for v in pixels.std(1).tolist()),
+        tuple(round(max(v, 1e-3), 6) for v in spread.tolist()),
     )
 
 
@@ -168,7 +181,8 @@ def _load_folder(folder: Path, name: str) -> ImageData:
     for part in ("train", "test"):
         if not (folder / part).is_dir():
             raise ValueError(f"data folder {folder} must hold train/ and test/, {part}/ is missing")
-        found[part] = sorted(p.name for p in (folder / part).iterdir() if p.is_dir())
+        kinds = [p.name for p in (folder / part).iterdir() if p.is_dir()]
+        found[part] = sorted(kind for kind in kinds if not kind.startswith("."))
     if not found["train"] or found["train"] != found["test"]:
         raise ValueError(
             f"data folder {folder} must hold the same class folders in train/ and test/, "
@@ -182,8 +196,9 @@ def _load_folder(folder: Path, name: str) -> ImageData:
                 if path.is_file() and not path.name.startswith("."):
                     pictures.append(_read_same_size(path, pictures))
                     labels.append(label)
-        if not pictures:
-            raise ValueError(f"data folder {folder / part} holds no pictures")
+        for label, kind in enumerate(found[part]):
+            if label not in labels:
+                raise ValueError(f"data folder {folder / part / kind} holds no pictures")
         parts[part] = torch.stack(pictures), torch.tensor(labels)
     if parts["train"][0].shape[1:] != parts["test"][0].shape[1:]:
         raise ValueError(f"pictures in {folder} must have one size in train/ and test/")
@@ -191,13 +206,7 @@ def _load_folder(folder: Path, name: str) -> ImageData:
 
 
 def _read_same_size(path: Path, before: list[Tensor]) -> Tensor:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            picture = _to_tensor(file.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path} as a picture: {error}") from None
+    picture = _to_tensor(_open_picture(path, "RGB"))
     if before and picture.shape != before[0].shape:
         raise ValueError(
             f"pictures must have one size: {path} is {tuple(picture.shape[1:])}, "

@@ -64,7 +64,7 @@ class LayerScale(nn.Module):
     def __init__(self, dim: int, init: float):
         super().__init__()
         self.init = init
-        self.gamma = nn.Parameter(torch.full((dim,), init))
+        self.gamma = nn.Parameter(torch.full((dim,), float(init)))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma

@@ -5,6 +5,7 @@ Chapter: 6.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -58,6 +59,9 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         patch_grid(self.image_size, self.patch_size)
+        for name in ("image_size", "patch_size"):
+            if isinstance(getattr(self, name), list):  # as JSON has it
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("in_channels", "num_classes", "dim", "depth", "num_heads"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -67,6 +71,16 @@ class ViTConfig:
                 raise ValueError(
                     f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
                 )
+        for name in ("qkv_bias", "distilled", "zero_head"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name in ("mlp_ratio", "dropout", "drop_path", "norm_eps", "layer_scale"):
+            value = getattr(self, name)
+            if name == "layer_scale" and value is None:
+                continue
+            real = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not real or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}")
         for name in ("dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
@@ -113,22 +127,12 @@ class ViT(nn.Module):
             self.register_buffer("pos_embed", torch.cat([prefix, positions])[None])
         self.pos_drop = nn.Dropout(c.dropout)
         rates = [c.drop_path * i / max(c.depth - 1, 1) for i in range(c.depth)]  # 0 up to the rate
+        rest = (c.layer_scale, c.norm, c.norm_eps, c.gelu)
         self.blocks = nn.Sequential(
-            *[
-                Block(
-                    c.dim,
-                    c.num_heads,
-                    c.mlp_ratio,
-                    c.qkv_bias,
-                    c.dropout,
-                    rate,
-                    c.layer_scale,
-                    c.norm,
-                    c.norm_eps,
-                    c.gelu,
-                )
+            *(
+                Block(c.dim, c.num_heads, c.mlp_ratio, c.qkv_bias, c.dropout, rate, *rest)
                 for rate in rates
-            ]
+            )
         )
         self.norm = nn.LayerNorm(c.dim, eps=c.norm_eps)
         self.head = nn.Linear(c.dim, c.num_classes)
@@ -201,17 +205,7 @@ _PRESETS = {
     "vit_cifar_tiny": ViTConfig(
         32, 4, num_classes=10, dim=192, depth=9, num_heads=12, mlp_ratio=2.0
     ),
-    "vit_digits": ViTConfig(
-        8,
-        4,
-        in_channels=1,
-        num_classes=10,
-        dim=64,
-        depth=3,
-        num_heads=4,
-        mlp_ratio=2.0,
-        init="google",
-    ),
+    "vit_digits": ViTConfig(8, 4, 1, 10, 64, 3, 4, mlp_ratio=2.0, init="google"),
 }
 
 

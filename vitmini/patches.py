@@ -117,14 +117,18 @@ class PatchEmbed(nn.Module):
         self.patch_size = as_pair(patch_size, "patch_size")
         self.grid = patch_grid(self.image_size, self.patch_size)
         self.num_patches = self.grid[0] * self.grid[1]
+        as_pair((in_channels, dim), "(in_channels, dim)")
         self.proj = nn.Conv2d(in_channels, dim, self.patch_size, stride=self.patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
         expected = (self.proj.in_channels, *self.image_size)
-        if images.ndim != 4 or images.shape[1:] != expected:
+        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1:] != expected:
+            shape = tuple(getattr(images, "shape", ()))
             raise ValueError(
-                f"images must be (B, {expected[0]}, {expected[1]}, {expected[2]}), "
-                f"got {tuple(images.shape)}"
+                f"images must be a tensor (B, {expected[0]}, {expected[1]}, {expected[2]}), "
+                f"got {type(images).__name__} {shape}"
             )
+        if not images.is_floating_point():
+            raise ValueError(f"images must be floating point, got {images.dtype}: normalise first")
         x = self.proj(images)  # (B, D, rows, columns)
         return x.flatten(2).transpose(1, 2)  # (B, N, D)

@@ -20,11 +20,11 @@ def sincos_positions(grid: tuple[int, int], dim: int, temperature: float = 10000
         (`posemb_sincos_2d` of big_vision).
     Chapter: 2
     """
-    if len(grid) != 2 or min(grid) < 1:
+    if not isinstance(grid, (tuple, list)) or len(grid) != 2 or min(grid) < 1:
         raise ValueError(f"grid must be a positive (rows, columns), got {grid!r}")
     if dim % 4 or dim < 8:
         raise ValueError(f"dim must be a multiple of 4 and at least 8, got {dim}")
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     y, x = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
     frequencies = temperature ** -(torch.arange(dim // 4) / (dim // 4 - 1))  # 1 down to 1/T

@@ -300,6 +300,18 @@ def _epoch_randomness(seed: int, epoch: int, device: torch.device) -> Iterator[t
         yield torch.Generator(device).manual_seed(own)
 
 
+_DAMAGE = (
+    AttributeError,
+    KeyError,
+    OSError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
 # A run's folder -----------------------------------------------------------------------------
 
 
@@ -329,12 +341,17 @@ def check_run(out: str | Path, config: TrainConfig, resume: bool = False) -> Pat
     return folder
 
 
-def _open_run(
-    folder: Path, config: TrainConfig, model: ViT, data: ImageData, optimizer: torch.optim.Optimizer
-) -> list[dict[str, float]]:
+def data_digest(data: ImageData) -> str:
+    """Hash all images and labels, so that a run knows its data again. Chapter: 7."""
     digest = hashlib.sha256()
     for tensor in (data.train_images, data.train_labels, data.test_images, data.test_labels):
         digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _open_run(
+    folder: Path, config: TrainConfig, model: ViT, data: ImageData, optimizer: torch.optim.Optimizer
+) -> list[dict[str, float]]:
     description = {
         "train": dataclasses.asdict(config),
         "model": dataclasses.asdict(model.config),
@@ -343,7 +360,7 @@ def _open_run(
             "classes": data.classes,
             "mean": data.mean,
             "std": data.std,
-            "sha256": digest.hexdigest(),
+            "sha256": data_digest(data),
         },
     }
     description = json.loads(json.dumps(description))  # as it reads back: tuples become lists
@@ -359,16 +376,51 @@ def _open_run(
         return []
     checkpoint = _read_checkpoint(folder / "checkpoint.pt")
     try:
+        history = _check_history(checkpoint["history"], config.epochs)
+        _check_optimizer(checkpoint["optimizer"], optimizer)
         model.load_state_dict(checkpoint["model"])
         optimizer.load_state_dict(checkpoint["optimizer"])
-        history = checkpoint["history"]
-        if [r["epoch"] for r in history] != list(range(1, len(history) + 1)):
-            raise ValueError("epochs are missing")
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{folder / 'checkpoint.pt'} does not fit this run: {_first_line(error)}"
+            f"{folder / 'checkpoint.pt'} does not fit this run: {_one_line(error)}"
         ) from None
+    _write_metrics(folder, history)
     return history
+
+
+def _check_history(history: Any, epochs: int) -> list[dict[str, float]]:
+    keys = {"epoch", "train_loss", "lr", "seconds"}
+    if not isinstance(history, list) or not 1 <= len(history) <= epochs:
+        raise ValueError("its history is not that of this run's epochs")
+    for i, record in enumerate(history, start=1):
+        if not isinstance(record, dict):
+            raise ValueError("its history holds more than records")
+        if not all(type(value) in (int, float) for value in record.values()):
+            raise ValueError("its history holds more than numbers")
+        wanted = keys | ({"test_accuracy", "test_loss"} if i == epochs else set())
+        if set(record) - {"val_accuracy"} != wanted or record["epoch"] != i:
+            raise ValueError(f"its record of epoch {i} is incomplete")
+    return history
+
+
+def _check_optimizer(given: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Compare with the fresh optimizer: the fused step trusts shapes and would crash on others."""
+    fresh = optimizer.state_dict()["param_groups"]
+    for ours, theirs in zip(fresh, given["param_groups"], strict=True):
+        if {**ours, "lr": 0} != {**theirs, "lr": 0}:
+            raise ValueError("its optimizer has other settings")
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, parameter in enumerate(parameters):
+        state = given["state"][i]
+        for name in ("exp_avg", "exp_avg_sq"):
+            if state[name].shape != parameter.shape or state[name].dtype != parameter.dtype:
+                raise ValueError(f"its {name} {i} has another shape or type than the parameter")
+        if state["step"].shape != () or set(state) != {"step", "exp_avg", "exp_avg_sq"}:
+            raise ValueError("its optimizer state is not AdamW's")
+
+
+def _write_metrics(folder: Path, history: list[dict[str, float]]) -> None:
+    _write(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in history))
 
 
 def _save_epoch(folder: Path, model: nn.Module, optimizer, history: list) -> None:
@@ -376,7 +428,7 @@ def _save_epoch(folder: Path, model: nn.Module, optimizer, history: list) -> Non
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
     torch.save(state, buffer)
     _write(folder / "checkpoint.pt", buffer.getvalue())
-    _write(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in history))
+    _write_metrics(folder, history)
 
 
 def load_run(folder: str | Path) -> tuple[ViT, dict[str, Any]]:
@@ -393,14 +445,36 @@ def load_run(folder: str | Path) -> tuple[ViT, dict[str, Any]]:
     if not path.exists():
         raise ValueError(f"{folder} holds no finished run: {path.name} is missing, resume it first")
     try:
-        config: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in description["model"].items()
-        }
-        model = ViT(ViTConfig(**config))
-        model.load_state_dict(load_safetensors(path.read_bytes()))
-    except (SafetensorError, RuntimeError, TypeError, AttributeError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is damaged or not this run's: {_first_line(error)}") from None
+        fields: dict[str, Any] = description["model"]
+        vit_config = ViTConfig(**fields)
+        _check_data(description, vit_config)
+        weights = load_safetensors(path.read_bytes())
+        with torch.device("meta"):  # no memory yet: the shapes may be anything
+            shapes = {k: (v.shape, v.dtype) for k, v in ViT(vit_config).state_dict().items()}
+        if {k: (v.shape, v.dtype) for k, v in weights.items()} != shapes:
+            raise ValueError("names, shapes or types of the weights are not those of config.json")
+        model = ViT(vit_config)
+        model.load_state_dict(weights)
+    except (SafetensorError, MemoryError, *_DAMAGE) as error:
+        raise ValueError(f"{path} is damaged or not this run's: {_one_line(error)}") from None
     return model.eval(), description
+
+
+def _check_data(description: dict[str, Any], config: ViTConfig) -> None:
+    data, name = description["data"], description["train"]["data"]
+    classes, mean, std = data["classes"], data["mean"], data["std"]
+    if not isinstance(name, str) or not isinstance(data["sha256"], str):
+        raise ValueError("config.json does not name the data")
+    if not isinstance(classes, list) or len(classes) != config.num_classes:
+        raise ValueError("config.json must name one class for each logit")
+    if not all(isinstance(c, str) and c.isprintable() for c in classes):
+        raise ValueError("config.json must name classes in printable words")
+    for values in (mean, std):
+        numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
+        if not numbers or len(values) != config.in_channels or not all(map(math.isfinite, values)):
+            raise ValueError("config.json must hold a mean and a std for each channel")
+    if min(std) <= 0:
+        raise ValueError("config.json must hold a positive std for each channel")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -411,8 +485,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
             raise ValueError("a part is missing")
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no run: config.json is missing") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {_first_line(error)}") from None
+    except _DAMAGE as error:
+        raise ValueError(f"{path} is damaged: {_one_line(error)}") from None
     return description
 
 
@@ -423,15 +497,15 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(checkpoint, dict):
             raise ValueError("it holds no dictionary")
-    except Exception as error:  # torch, pickle and zipfile each have their own
+    except Exception:  # torch, pickle and zipfile each have their own
         raise ValueError(
-            f"{path} is damaged, or holds more than tensors and plain values: {_first_line(error)}"
+            f"{path} is damaged, or holds more than tensors and plain values: nothing was run"
         ) from None
     return checkpoint
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _state_on_cpu(model: nn.Module) -> dict[str, Tensor]:
@@ -440,7 +514,7 @@ def _state_on_cpu(model: nn.Module) -> dict[str, Tensor]:
 
 def _write(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all, also when the machine stops half-way."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.part")
     with open(temporary, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()

@@ -55,6 +55,10 @@ def bincount_without_minlength(labels, predictions, num_classes):
     return counts.view(num_classes, num_classes)
 
 
+def four_classes_always(labels, predictions, num_classes):
+    return swapped(labels, predictions, 4).T
+
+
 def shares_of_rows(labels, predictions, num_classes):
     matrix = swapped(labels, predictions, num_classes).T.float()
     return matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1)
@@ -82,6 +86,7 @@ WRONG = {
         (adds_each_pair_once, "adds only one of them"),
         (only_the_classes_seen, "count all num_classes"),
         (bincount_without_minlength, "minlength"),
+        (four_classes_always, "follows num_classes"),
         (shares_of_rows, "do not divide"),
     ],
 }

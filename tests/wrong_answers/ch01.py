@@ -56,6 +56,11 @@ def kernel_as_in_tensorflow(matrix, C, P):
     return matrix.reshape(C, P, P, -1).permute(1, 2, 0, 3)
 
 
+def kernel_after_spoiling_the_matrix(matrix, C, P):
+    matrix.zero_()
+    return matrix.T.reshape(-1, C, P, P)
+
+
 def inverse_order(images, P, order):
     patches = vm.patchify(images, P)[:, order.argsort()]
     return vm.unpatchify(patches, P, tuple(images.shape[2:]), images.shape[1])
@@ -99,6 +104,7 @@ WRONG = {
         (lambda s, p: s[0] * s[1] / (p[0] * p[1]), "divide with //, not /"),
         (lambda s, p: s[0] * s[1] // p[0] ** 2, "a patch need not be square"),
         (lambda s, p: s[0] // p[0], "one row of the grid"),
+        (lambda s, p: (s[0] // p[1]) * (s[1] // p[0]), "rows of the patch divide rows"),
         (lambda s, p: math.prod(s), "number of pixels"),
     ],
     "patchify_by_hand": [
@@ -112,6 +118,7 @@ WRONG = {
     "kernel_from_matrix": [
         (kernel_without_transpose, "reshape does not transpose"),
         (kernel_channel_last, "channel first (c, row, column), not channel last"),
+        (kernel_after_spoiling_the_matrix, "changed its argument in place"),
         (kernel_left_flat, "split C*P*P into (C, P, P)"),
         (kernel_as_in_tensorflow, "TensorFlow's order"),
     ],

@@ -20,20 +20,24 @@ class WrongAnswer(AssertionError):
 def attempt(function: Callable[..., Any], *arguments: Any, slip: str = "") -> Any:
     """Call the reader's function; turn an empty or crashing answer into a diagnosis.
 
-    The function gets copies, so that it cannot change what its answer is compared with. `slip`
-    says what usually makes it crash.
+    The function gets copies: an answer that changes its arguments is refused. `slip` says what
+    usually makes it crash.
     """
     shown = ", ".join(_show(a) for a in arguments)
     call = f"{getattr(function, '__name__', function)}({shown})"
     try:
-        result = function(*(a.clone() if isinstance(a, Tensor) else a for a in arguments))
-    except Exception as error:
+        copies = [a.clone() if isinstance(a, Tensor) else a for a in arguments]
+        result = function(*copies)
+    except (Exception, SystemExit) as error:
         if isinstance(error, NotImplementedError) and str(error) in ("", "your code here"):
             raise WrongAnswer(
                 f"{call} is not written yet: put your code where it says raise NotImplementedError"
             ) from None
         told = f"{type(error).__name__}: {error}" + (f"\nA usual slip: {slip}" if slip else "")
         raise WrongAnswer(f"{call} stopped with {told}") from error
+    for given, copy in zip(arguments, copies, strict=True):
+        if isinstance(given, Tensor) and not torch.equal(given, copy):
+            raise WrongAnswer(f"{call} changed its argument in place: work on a copy, .clone()")
     if result is None:
         raise WrongAnswer(f"{call} returned None: is the return statement missing?")
     return result
@@ -46,12 +50,12 @@ def expect(condition: bool, message: str) -> None:
 
 
 def expect_number(result: Any, example: str) -> float:
-    """Require one number, plain or in a tensor; `example` says what it should look like."""
-    number = isinstance(result, (int, float)) or (
-        isinstance(result, Tensor) and result.numel() == 1
-    )
-    expect(number, f"expected one number, such as {example}, got {_show(result)}")
-    return float(result)
+    """Require one real number, plain, NumPy's or in a tensor; `example` says what it looks like."""
+    try:
+        number = float(result)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise WrongAnswer(f"expected one number, such as {example}, got {_show(result)}") from None
+    return number
 
 
 def expect_tensor(result: Any, shape: tuple[int, ...], hints: dict[tuple[int, ...], str]) -> Tensor:
@@ -63,7 +67,12 @@ def expect_tensor(result: Any, shape: tuple[int, ...], hints: dict[tuple[int, ..
     got = tuple(result.shape)
     slip = f": {hints[got]}" if got in hints else ""
     expect(got == shape, f"expected shape {shape}, got {got}{slip}")
-    return result
+    plain = result.layout == torch.strided and result.device.type == "cpu"
+    expect(
+        plain and not result.is_complex(),
+        f"expected plain real numbers on the CPU, got {result.dtype} on {result.device}",
+    )
+    return result.detach()
 
 
 def same(result: Tensor, target: Tensor, tolerance: float = 1e-5) -> bool:

@@ -65,7 +65,10 @@ def confusion_matrix(function: Callable[[Tensor, Tensor, int], Any]) -> None:
     labels = torch.tensor([0, 0, 1, 2, 2, 2])
     predictions = torch.tensor([0, 1, 1, 0, 2, 2])
     target = torch.tensor([[1, 1, 0, 0], [0, 1, 0, 0], [1, 0, 2, 0], [0, 0, 0, 0]])
-    hints = {(3, 3): "count all num_classes, also one that no image has", (6,): "count, per pair"}
+    hints: dict[tuple[int, ...], str] = {
+        (3, 3): "count all num_classes, also one that no image has",
+        (4, 4): "the shape follows num_classes, not a fixed number or the labels",
+    }
     crash = "bincount needs minlength=num_classes**2, or it stops at the last pair that occurs"
     answer = attempt(function, labels, predictions, 4, slip=crash)
     got = expect_tensor(answer, (4, 4), hints)
@@ -88,4 +91,11 @@ def confusion_matrix(function: Callable[[Tensor, Tensor, int], Any]) -> None:
         "matrix[labels, predictions] += 1 adds only one of them",
     )
     expect(same(got, target), f"expected\n{target}, got\n{got}")
+    generator = torch.Generator().manual_seed(1)
+    labels, predictions = torch.randint(3, (2, 50), generator=generator)
+    target = torch.zeros(6, 6, dtype=torch.long)
+    for i, j in zip(labels.tolist(), predictions.tolist(), strict=True):
+        target[i, j] += 1
+    got = expect_tensor(attempt(function, labels, predictions, 6, slip=crash), (6, 6), hints)
+    expect(same(got, target), f"on 50 images and 6 classes, expected\n{target}, got\n{got}")
     confirm("0.3", "row i, column j counts the images of class i that were taken for class j")

@@ -169,6 +169,8 @@ def patch_costs(
         axes.set(xlabel="patch size (pixels)", ylabel=label)
         shown = [p for p in patch_sizes if p not in (14, 28)]  # too close to 16 and 32 to read
         axes.set_xticks(shown, [str(p) for p in shown])
+        heights = [v for p, v in zip(patch_sizes, values, strict=True) if p in shown]
+        axes.set_yticks(heights, [f"{v:.0f}" for v in heights])
         axes.minorticks_off()
     return figure
 

@@ -24,7 +24,7 @@ help:
 $(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "make: Python 3.10 or newer is needed, set PYTHON=..." >&2; exit 2; }
-	@echo "Setting up .venv: about 3 GB to download once, a few minutes"
+	@echo "Setting up .venv, once: a few minutes, 6 GB on disk"
 	@if command -v uv >/dev/null; then \
 	  uv venv -q --allow-existing --python $(PYTHON) .venv && \
 	  uv pip install -q --python $(BIN)/python -r requirements.txt; \

@@ -290,6 +290,22 @@ def test_weights_that_are_damaged_or_missing_are_refused(copy):
     assert "no finished run" in refused("evaluate", copy)
 
 
+def test_weights_that_are_not_finite_are_refused(copy):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(copy / "model.safetensors")
+    weights["head.bias"][3] = math.nan
+    save_file(weights, copy / "model.safetensors")
+    assert "not finite" in refused("evaluate", copy)
+
+
+def test_a_distilled_model_is_refused_before_anything_is_written(digits, tmp_path):
+    model = vm.create_model("vit_digits", distilled=True)
+    with pytest.raises(ValueError, match="needs a teacher"):
+        vm.train(model, digits, vm.RECIPES["digits"], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_predict_names_the_classes_of_pictures(run, tmp_path, digits):
     from PIL import Image
 

@@ -121,11 +121,14 @@ def train(
     `resume` goes on from there.
 
     Shapes: accuracies in [0, 1]; `lr` is the epoch's last; `seconds` is the epoch's wall time.
-    Raises: `ValueError` when `out` holds a run already (without `resume`) or another run (with
-        it), or when the checkpoint is damaged; `FloatingPointError` when the loss is not finite.
+    Raises: `ValueError` when the model is distilled, when `out` holds a run already (without
+        `resume`) or another run (with it), or when the checkpoint is damaged;
+        `FloatingPointError` when the loss is not finite.
     Source: Touvron et al. 2021, section 6 and Table 9.
     Chapter: 7
     """
+    if model.config.distilled:
+        raise ValueError("model must have one head: distilled=True needs a teacher to learn from")
     device = next(model.parameters()).device
     optimizer = adamw(model, config)
     history: list[dict[str, float]] = []
@@ -174,13 +177,14 @@ def train(
                 f"the loss is {record['train_loss']} in epoch {epoch}: try a learning_rate below "
                 f"{config.learning_rate:g} or a warmup over {config.warmup} epochs"
             )
-        if len(val_ids):
-            val = _measure(model, data, data.train_images[val_ids], data.train_labels[val_ids])
-            record["val_accuracy"] = val["accuracy"]
-        record["seconds"] = time.perf_counter() - start
-        if epoch == config.epochs:  # the test set is looked at once, after the last epoch
-            test = evaluate(model, data)
-            record |= {"test_accuracy": test["accuracy"], "test_loss": test["loss"]}
+        with _threads(config):
+            if len(val_ids):
+                val = _measure(model, data, data.train_images[val_ids], data.train_labels[val_ids])
+                record["val_accuracy"] = val["accuracy"]
+            record["seconds"] = time.perf_counter() - start
+            if epoch == config.epochs:  # the test set is looked at once, after the last epoch
+                test = evaluate(model, data)
+                record |= {"test_accuracy": test["accuracy"], "test_loss": test["loss"]}
         history.append(record)
         if out is not None:
             _save_epoch(folder, model, optimizer, history)
@@ -453,6 +457,8 @@ def load_run(folder: str | Path) -> tuple[ViT, dict[str, Any]]:
             shapes = {k: (v.shape, v.dtype) for k, v in ViT(vit_config).state_dict().items()}
         if {k: (v.shape, v.dtype) for k, v in weights.items()} != shapes:
             raise ValueError("names, shapes or types of the weights are not those of config.json")
+        if not all(weight.isfinite().all() for weight in weights.values()):
+            raise ValueError("the weights are not finite")
         model = ViT(vit_config)
         model.load_state_dict(weights)
     except (SafetensorError, MemoryError, *_DAMAGE) as error:

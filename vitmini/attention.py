@@ -1,6 +1,6 @@
-"""Multi-head self-attention.
+"""Multi-head self-attention: by hand, and on PyTorch's fused kernel.
 
-Chapter: 3.
+Chapter: 3 (`notebooks/03-attention.ipynb`).
 """
 
 from __future__ import annotations
@@ -9,28 +9,103 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def attention_weights(
+    q: Tensor, k: Tensor, mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """How much each query takes from each key: the softmax of their scaled dot products.
+
+    Shapes: `q` (..., T, d), `k` (..., S, d) -> (..., T, S), rows that sum to 1. `mask` broadcasts
+        to (..., T, S): boolean, True where a query may look, or numbers that are added to the
+        scores. `scale` defaults to 1/sqrt(d). The softmax is computed in float32 at least, the
+        result has the type of the scores. A query that may look nowhere gets zeros.
+    Raises: `ValueError` when the widths of `q` and `k` differ.
+    Source: Vaswani et al. 2017, eq. 1; Dosovitskiy et al. 2021, eq. 6.
+    Chapter: 3
+    """
+    if q.shape[-1] != k.shape[-1]:
+        raise ValueError(
+            f"q and k must have the same width, got {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = (q * scale) @ k.transpose(-2, -1)  # (..., T, S)
+    wide = scores.double() if scores.dtype.itemsize > 4 else scores.float()
+    if mask is not None and not mask.is_floating_point():
+        wide = wide.masked_fill(~mask.bool(), -float("inf"))
+    elif mask is not None:
+        wide = wide + mask
+    weights = wide.softmax(dim=-1)
+    if mask is not None:
+        weights = weights.masked_fill((wide == -float("inf")).all(-1, keepdim=True), 0.0)
+    return weights.to(scores.dtype)
+
+
+def attention_by_hand(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Attention in the open: the weighted averages of the values, and the weights.
+
+    Shapes: `q` (..., T, d), `k` (..., S, d), `v` (..., S, e) -> output (..., T, e) and weights
+        (..., T, S); `mask` and `scale` as in `attention_weights`. The output equals
+        `F.scaled_dot_product_attention(q, k, v, mask)` up to rounding.
+    Raises: `ValueError` when the shapes of `q`, `k` and `v` do not fit.
+    Source: Vaswani et al. 2017, eq. 1; Dosovitskiy et al. 2021, eq. 6 and 7.
+    Chapter: 3
+    """
+    if k.shape[-2] != v.shape[-2]:
+        raise ValueError(
+            f"k and v must have the same length, got {tuple(k.shape)} and {tuple(v.shape)}"
+        )
+    weights = attention_weights(q, k, mask, scale)
+    return weights @ v, weights
+
+
 class Attention(nn.Module):
     """Every token looks at every token: multi-head self-attention on a fused kernel.
 
     Shapes: x (B, T, D) -> (B, T, D), with D = `dim` split into `num_heads` heads of equal width.
-    Raises: `ValueError` when `num_heads` does not divide `dim`.
+        `mask` broadcasts to (B, heads, T, T): boolean, True where a query may look, or numbers
+        that are added to the scores; a ViT needs none. `rel_pos()` gives a bias (heads, T, T).
+    Raises: `ValueError` when `num_heads` does not divide `dim`, or `x` has another width.
     Source: Dosovitskiy et al. 2021, appendix A, eq. 5 to 8.
     Chapter: 3
     """
 
-    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, dropout: float = 0.0):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        qkv_bias: bool = True,
+        dropout: float = 0.0,
+        rel_pos: nn.Module | None = None,
+    ):
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f"num_heads must divide dim = {dim}, got {num_heads}")
         self.num_heads = num_heads
+        self.scale = (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(dropout)
+        self.rel_pos = rel_pos
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if x.ndim != 3 or x.shape[2] != self.qkv.in_features:
+            raise ValueError(
+                f"x must be tokens (B, T, {self.qkv.in_features}), got {tuple(x.shape)}"
+            )
         B, T, D = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, head_dim)
-        x = F.scaled_dot_product_attention(q, k, v)  # (B, heads, T, head_dim)
-        x = x.transpose(1, 2).reshape(B, T, D)
+        if self.rel_pos is not None:
+            mask = _add(self.rel_pos(), mask)  # (heads, T, T), or with B before it
+        if mask is not None and mask.is_floating_point():
+            mask = mask.to(q.dtype)
+        x = F.scaled_dot_product_attention(q, k, v, mask, scale=self.scale)
+        x = x.transpose(1, 2).reshape(B, T, D)  # the heads side by side
         return self.proj_drop(self.proj(x))
+
+
+def _add(bias: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return bias
+    return bias + mask if mask.is_floating_point() else bias.masked_fill(~mask, -float("inf"))

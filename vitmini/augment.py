@@ -12,6 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Mirror each image left to right with probability 1/2, independently.
+
+    Shapes: `images` (B, C, H, W) -> the same.
+    Source: Touvron et al. 2021, section 6 (as in every recipe for photographs).
+    Chapter: 7
+    """
+    u = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device)
+    return torch.where(u < 0.5, images.flip(-1), images)
+
+
 def random_affine(
     images: Tensor,
     degrees: float = 0.0,

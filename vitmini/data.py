@@ -61,8 +61,7 @@ def load_data(name_or_folder: str | Path, root: str | Path | None = None) -> Ima
     Chapter: 7
     """
     name = str(name_or_folder)
-    default = Path(os.environ.get("VITMINI_DATA") or Path.home() / ".cache" / "vitmini")
-    cache = Path(root) if root is not None else default
+    cache = Path(root) if root is not None else _cache()
     if name == "digits":
         return _load_digits()
     if name in ("cifar10", "cifar100"):
@@ -74,6 +73,25 @@ def load_data(name_or_folder: str | Path, root: str | Path | None = None) -> Ima
     raise ValueError(
         f"data must be digits, cifar10, cifar100 or a folder that exists, got {name!r}"
     )
+
+
+def describe_data(name: str) -> str:
+    """Say in words which copy of a data set `load_data(name)` reads, as results record it.
+
+    A local folder of JPEG files is not the original: re-encoding costs a little accuracy.
+    Chapter: 7
+    """
+    words = {"digits": "digits of scikit-learn", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+    folder = _cache() / name / "train"
+    if name != "digits" and folder.is_dir():
+        first = next((p for p in folder.glob("*/*") if p.is_file()), folder)
+        kind = "JPEG" if first.suffix.lower() in (".jpg", ".jpeg") else first.suffix[1:].upper()
+        return f"{words.get(name, name)}, {kind} copy"
+    return words.get(name, name)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("VITMINI_DATA") or Path.home() / ".cache" / "vitmini")
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

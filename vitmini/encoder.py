@@ -92,11 +92,12 @@ class Block(nn.Module):
         norm: str = "pre",
         norm_eps: float = 1e-6,
         gelu: str = "exact",
+        rel_pos: nn.Module | None = None,
     ):
         super().__init__()
         self.pre_norm = norm == "pre"
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
-        self.attn = Attention(dim, num_heads, qkv_bias, dropout)
+        self.attn = Attention(dim, num_heads, qkv_bias, dropout, rel_pos)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = MLP(dim, int(dim * mlp_ratio), gelu, dropout)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from vitmini.data import load_data
+from vitmini.attention import Attention
+from vitmini.data import ImageData, describe_data, load_data
 from vitmini.model import create_model
 from vitmini.profiles import Profile, device_name
-from vitmini.records import provenance, summarize
-from vitmini.train import RECIPES, train
+from vitmini.records import code_version, provenance, summarize
+from vitmini.train import RECIPES, TrainConfig, split_validation, train
 
 History = list[dict[str, float]]
 DIGITS = "digits of scikit-learn: 1,437 training images (144 of them held out), 360 test images"
@@ -56,6 +58,126 @@ def patch_size_digits(profile: Profile) -> dict[str, Any]:
     return _result("patch-size-digits", profile, start, seeds) | {"metrics": metrics, "curves": {}}
 
 
+def positions_cifar10(profile: Profile) -> dict[str, Any]:
+    """Train one small ViT with each kind of position embedding. Chapter: 2."""
+    seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
+    recipe, count, model = _small_cifar(profile)
+    data = load_data(recipe.data)
+    data, words = _first_images(data, count, recipe)
+    kinds = ("none", "learned", "learned2d", "sincos2d", "relative")
+    arms: dict[str, tuple[dict, dict]] = {kind: ({"pos_embed": kind}, {}) for kind in kinds}
+    return _train_arms("positions-cifar10", profile, seeds, arms, recipe, model, data, words)
+
+
+def pooling_digits(profile: Profile) -> dict[str, Any]:
+    """Read the class token or the mean of the patches, at three learning rates. Chapter: 2."""
+    seeds = profile.pick(ci=[0], cpu=[0, 1, 2, 3, 4], gpu=[0, 1, 2, 3, 4])
+    recipe = _digits_recipe(profile)
+    arms: dict[str, tuple[dict, dict]] = {
+        f"{pool}_{rate}": ({"pool": pool}, {"learning_rate": rate})
+        for rate in (0.001, 0.003, 0.01)
+        for pool in ("cls", "mean")
+    }
+    data = load_data("digits")
+    return _train_arms("pooling-digits", profile, seeds, arms, recipe, {}, data, DIGITS)
+
+
+def attention_digits(profile: Profile) -> dict[str, Any]:
+    """Train the `digits` recipe with 1 to 16 heads, and without the scale 1/sqrt(d). Chapter: 3."""
+    seeds = profile.pick(ci=[0], cpu=[0, 1, 2, 3, 4], gpu=[0, 1, 2, 3, 4])
+    recipe = _digits_recipe(profile)
+    arms: dict[str, tuple[dict, dict]] = {f"heads_{h}": ({"num_heads": h}, {}) for h in _HEADS}
+    for h in (1, 4):
+        arms[f"unscaled_{h}"] = ({"num_heads": h, "scale": 1.0}, {})
+    data = load_data("digits")
+    return _train_arms("attention-digits", profile, seeds, arms, recipe, {}, data, DIGITS)
+
+
+_HEADS = (1, 2, 4, 8, 16)
+
+
+def _digits_recipe(profile: Profile) -> TrainConfig:
+    return dataclasses.replace(RECIPES["digits"], epochs=profile.pick(ci=2, cpu=80, gpu=80))
+
+
+def _small_cifar(profile: Profile) -> tuple[TrainConfig, int, dict[str, Any]]:
+    """A recipe, how many training images, and the model's size, for comparisons on photographs."""
+    recipe = dataclasses.replace(RECIPES["cifar10-mini"], epochs=10)
+    if profile.name == "ci":
+        return dataclasses.replace(RECIPES["digits"], epochs=1), 200, {"patch_size": 2}
+    if profile.name == "gpu":
+        recipe = dataclasses.replace(recipe, model="vit_cifar_tiny", epochs=50)
+        return dataclasses.replace(recipe, learning_rate=1e-3, warmup=5), 50_000, {}
+    return recipe, 10_000, {"dim": 64, "num_heads": 4}
+
+
+def _first_images(data: ImageData, count: int, recipe: TrainConfig) -> tuple[ImageData, str]:
+    """Keep `count` training images, a random choice that is the same for every seed; say so."""
+    ids = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(0))[:count]
+    images, labels = data.train_images[ids], data.train_labels[ids]
+    data = dataclasses.replace(data, train_images=images, train_labels=labels)
+    _, val_ids = split_validation(len(ids), recipe)
+    return data, (
+        f"{describe_data(data.name)}: {len(ids):,} training images "
+        f"({len(val_ids):,} of them held out), {len(data.test_labels):,} test images, {recipe.epochs} epochs"
+    )
+
+
+def _train_arms(
+    name: str,
+    profile: Profile,
+    seeds: Sequence[int],
+    arms: dict[str, tuple[dict, dict]],
+    recipe: TrainConfig,
+    model: dict[str, Any],
+    data: ImageData,
+    words: str,
+) -> dict[str, Any]:
+    """Train every arm with every seed; each run is kept, so that a second call goes on.
+
+    An arm is what it changes in the model (or `scale`, of every attention) and in the recipe.
+    """
+    runs: dict[str, list[History]] = {arm: [] for arm in arms}
+    folder = Path("runs", "experiments", f"{name}-{code_version().replace(' ', '-')}")
+    for seed in seeds:
+        for arm, (changes, rates) in arms.items():
+            config = dataclasses.replace(recipe, seed=seed, **rates)
+            sizes = {k: v for k, v in changes.items() if k != "scale"}
+            channels, rows, columns = data.train_images.shape[1:]
+            torch.manual_seed(seed)
+            vit = create_model(
+                config.model,
+                **{"image_size": (rows, columns), "in_channels": channels, **model, **sizes},
+            ).to(profile.device)
+            for module in vit.modules():
+                if isinstance(module, Attention):
+                    module.scale = changes.get("scale", module.scale)
+            out = None if profile.name == "ci" else folder / f"{arm}-{seed}"
+            history = train(vit, data, config, out, resume=True)
+            runs[arm].append(history)
+            print(f"{arm}, seed {seed}: test {history[-1]['test_accuracy']:.2%}", flush=True)
+    spent = sum(r["seconds"] for done in runs.values() for run in done for r in run)
+    metrics = {}
+    for arm, done in runs.items():
+        for key in ("test_accuracy", "train_loss"):
+            metrics[f"{key}_{arm}"] = summarize([run[-1][key] for run in done])
+    curves = {
+        f"val_accuracy_{arm}": [[round(r["val_accuracy"], 4) for r in run] for run in done]
+        for arm, done in runs.items()
+    }
+    return {
+        "name": name,
+        "device": device_name(profile.device, recipe.cpu_threads),
+        **provenance(),
+        "data": words,
+        "profile": profile.name,
+        "seconds": round(spent, 1),
+        "seeds": list(seeds),
+        "metrics": metrics,
+        "curves": curves,
+    }
+
+
 def _run_digits(
     profile: Profile, seed: int, recipe: dict[str, Any] | None = None, model: dict | None = None
 ) -> History:
@@ -85,4 +207,7 @@ def _result(name: str, profile: Profile, start: float, seeds: list[int]) -> dict
 EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "train-digits": train_digits,
     "patch-size-digits": patch_size_digits,
+    "positions-cifar10": positions_cifar10,
+    "pooling-digits": pooling_digits,
+    "attention-digits": attention_digits,
 }

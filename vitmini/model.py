@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from vitmini.encoder import Block
 from vitmini.patches import PatchEmbed, patch_grid
-from vitmini.positions import sincos_positions
+from vitmini.positions import LearnedPositions2D, RelativePositionBias, sincos_positions
 
 _CHOICES = {
     "pool": ("cls", "mean"),
-    "pos_embed": ("learned", "sincos2d", "none"),
+    "pos_embed": ("learned", "learned2d", "sincos2d", "relative", "none"),
     "norm": ("pre", "post"),
     "gelu": ("exact", "tanh"),
     "init": ("deit", "google"),
@@ -94,6 +94,8 @@ class ViTConfig:
             raise ValueError(
                 f"pos_embed='sincos2d' needs dim to be a multiple of 4, got {self.dim}"
             )
+        if self.pos_embed == "learned2d" and self.dim % 2:
+            raise ValueError(f"pos_embed='learned2d' needs an even dim, got {self.dim}")
         if self.distilled and self.pool != "cls":
             raise ValueError("distilled=True reads class and distillation tokens: use pool='cls'")
 
@@ -108,6 +110,8 @@ class ViT(nn.Module):
     Chapter: 6
     """
 
+    pos_embed: Tensor | LearnedPositions2D
+
     def __init__(self, config: ViTConfig):
         super().__init__()
         c = self.config = config
@@ -121,6 +125,8 @@ class ViT(nn.Module):
             self.dist_token = nn.Parameter(torch.zeros(1, 1, c.dim))
         if c.pos_embed == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, T, c.dim))
+        elif c.pos_embed == "learned2d":
+            self.pos_embed = LearnedPositions2D(self.grid, c.dim, self.num_prefix_tokens)
         elif c.pos_embed == "sincos2d":
             positions = sincos_positions(self.grid, c.dim)
             prefix = torch.zeros(self.num_prefix_tokens, c.dim)
@@ -128,12 +134,13 @@ class ViT(nn.Module):
         self.pos_drop = nn.Dropout(c.dropout)
         rates = [c.drop_path * i / max(c.depth - 1, 1) for i in range(c.depth)]  # 0 up to the rate
         rest = (c.layer_scale, c.norm, c.norm_eps, c.gelu)
-        self.blocks = nn.Sequential(
-            *(
-                Block(c.dim, c.num_heads, c.mlp_ratio, c.qkv_bias, c.dropout, rate, *rest)
-                for rate in rates
-            )
-        )
+        self.blocks = nn.Sequential()
+        for rate in rates:
+            bias = None
+            if c.pos_embed == "relative":  # each layer has a table of its own
+                bias = RelativePositionBias(self.grid, c.num_heads, self.num_prefix_tokens)
+            own = (c.dim, c.num_heads, c.mlp_ratio, c.qkv_bias, c.dropout, rate)
+            self.blocks.append(Block(*own, *rest, bias))
         self.norm = nn.LayerNorm(c.dim, eps=c.norm_eps)
         self.head = nn.Linear(c.dim, c.num_classes)
         if c.distilled:
@@ -165,6 +172,11 @@ class ViT(nn.Module):
             for head in heads:
                 nn.init.zeros_(head.weight)
 
+    def positions(self) -> Tensor | None:
+        """What is added to the tokens, (1, T, D), or None. Chapter: 2."""
+        embed = getattr(self, "pos_embed", None)
+        return embed() if isinstance(embed, LearnedPositions2D) else embed
+
     def forward_features(self, images: Tensor) -> Tensor:
         """Everything but the head: the tokens (B, T, D) after the final norm. Chapter: 6."""
         x = self.patch_embed(images)  # (B, N, D)
@@ -173,8 +185,9 @@ class ViT(nn.Module):
             x = torch.cat([self.dist_token.expand(B, -1, -1), x], dim=1)
         if self.config.pool == "cls":
             x = torch.cat([self.cls_token.expand(B, -1, -1), x], dim=1)  # (B, T, D)
-        if self.config.pos_embed != "none":
-            x = x + self.pos_embed
+        positions = self.positions()
+        if positions is not None:
+            x = x + positions
         return self.norm(self.blocks(self.pos_drop(x)))  # (B, T, D)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -205,6 +218,7 @@ _PRESETS = {
     "vit_cifar_tiny": ViTConfig(
         32, 4, num_classes=10, dim=192, depth=9, num_heads=12, mlp_ratio=2.0
     ),
+    "vit_cifar_mini": ViTConfig(32, 4, 3, 10, 96, 4, 3, mlp_ratio=2.0, init="google"),
     "vit_digits": ViTConfig(8, 4, 1, 10, 64, 3, 4, mlp_ratio=2.0, init="google"),
 }
 

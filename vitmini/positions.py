@@ -1,12 +1,19 @@
-"""Where each patch was: position embeddings.
+"""Where each patch was: position embeddings, added to the tokens or to the attention scores.
 
-Chapter: 2.
+Chapter: 2 (`notebooks/02-positions.ipynb`); resizing: 13.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitmini.patches import as_pair
+
+RESIZE_MODES = ("bicubic", "bilinear", "google", "torchvision", "dino")
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, temperature: float = 10000.0) -> Tensor:
@@ -20,13 +27,175 @@ def sincos_positions(grid: tuple[int, int], dim: int, temperature: float = 10000
         (`posemb_sincos_2d` of big_vision).
     Chapter: 2
     """
-    if not isinstance(grid, (tuple, list)) or len(grid) != 2 or min(grid) < 1:
-        raise ValueError(f"grid must be a positive (rows, columns), got {grid!r}")
-    if dim % 4 or dim < 8:
-        raise ValueError(f"dim must be a multiple of 4 and at least 8, got {dim}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    y, x = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    rows, columns = as_pair(grid, "grid")
+    if not isinstance(dim, int) or dim % 4 or dim < 8:
+        raise ValueError(f"dim must be a multiple of 4 and at least 8, got {dim!r}")
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     frequencies = temperature ** -(torch.arange(dim // 4) / (dim // 4 - 1))  # 1 down to 1/T
     angles = [p.flatten()[:, None] * frequencies for p in (x, y)]  # each (N, dim/4)
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)
+
+
+class LearnedPositions2D(nn.Module):
+    """A learned vector for each row and one for each column; a patch gets both, side by side.
+
+    Shapes: returns (1, prefix + N, D): D/2 numbers of the column, then D/2 of the row. Each
+        prefix token has a vector of its own. Parameters: (rows + columns) * D/2 + prefix * D.
+    Raises: `ValueError` when `grid` or `dim` is not positive, `dim` is odd, or
+        `num_prefix_tokens` is negative.
+    Source: Dosovitskiy et al. 2021, appendix D.4 ("2-dimensional positional embedding").
+    Chapter: 2
+    """
+
+    def __init__(self, grid: tuple[int, int], dim: int, num_prefix_tokens: int = 1):
+        super().__init__()
+        self.grid = as_pair(grid, "grid")
+        if not isinstance(dim, int) or dim < 2 or dim % 2:
+            raise ValueError(f"dim must be even and positive, got {dim!r}")
+        _check_prefix(num_prefix_tokens)
+        self.prefix = nn.Parameter(torch.zeros(num_prefix_tokens, dim))
+        self.rows = nn.Parameter(torch.zeros(self.grid[0], dim // 2))
+        self.columns = nn.Parameter(torch.zeros(self.grid[1], dim // 2))
+        for table in self.parameters():
+            nn.init.trunc_normal_(table, std=0.02)
+
+    def forward(self) -> Tensor:
+        rows, columns = self.grid
+        x = self.columns.expand(rows, -1, -1)  # (rows, columns, D/2)
+        y = self.rows[:, None].expand(-1, columns, -1)  # (rows, columns, D/2)
+        patches = torch.cat([x, y], dim=-1).flatten(0, 1)  # (N, D)
+        return torch.cat([self.prefix, patches])[None]  # (1, prefix + N, D)
+
+
+class RelativePositionBias(nn.Module):
+    """A learned number for each head and each offset between two patches, added to the scores.
+
+    Nothing is added to the tokens: query and key meet with a bias that depends on how many rows
+    and columns apart they are, and on nothing else. Pairs with a prefix token have no offset;
+    they share three numbers a head: patch to prefix, prefix to patch, prefix to prefix.
+
+    Shapes: returns (heads, T, T) with T = prefix + N, query first. Starts at zero.
+        Parameters: heads * ((2 * rows - 1) * (2 * columns - 1) + 3).
+    Raises: `ValueError` when a number is not positive (`num_prefix_tokens`: negative).
+    Source: Bao et al. 2022, "BEiT", section 2.4 and its code (a bias, as in T5 and Swin). The
+        relative embedding of Dosovitskiy et al. 2021, appendix D.4, also depends on the query.
+    Chapter: 2
+    """
+
+    def __init__(self, grid: tuple[int, int], num_heads: int, num_prefix_tokens: int = 1):
+        super().__init__()
+        self.grid = as_pair(grid, "grid")
+        as_pair((num_heads, 1), "(num_heads, 1)")
+        _check_prefix(num_prefix_tokens)
+        self.num_prefix_tokens = num_prefix_tokens
+        rows, columns = self.grid
+        self.offsets = nn.Parameter(torch.zeros(num_heads, 2 * rows - 1, 2 * columns - 1))
+        self.prefix = nn.Parameter(torch.zeros(num_heads, 3))
+
+    def forward(self) -> Tensor:
+        (rows, columns), P = self.grid, self.num_prefix_tokens
+        # A query in row i sees the keys of rows 0, 1, ... at the offsets i, i - 1, ...: a window
+        # of the table, read backwards. The same holds for columns.
+        windows = self.offsets.unfold(1, rows, 1).unfold(2, columns, 1)  # (H, rows, cols, ...)
+        patches = windows.flip(-2, -1).flatten(3).flatten(1, 2)  # (H, N, N)
+        bias = F.pad(patches, (P, 0, P, 0))  # (H, T, T)
+        bias[:, P:, :P] = self.prefix[:, 0, None, None]
+        bias[:, :P, P:] = self.prefix[:, 1, None, None]
+        bias[:, :P, :P] = self.prefix[:, 2, None, None]
+        return bias
+
+
+def position_similarity(
+    pos_embed: Tensor, grid: tuple[int, int], num_prefix_tokens: int = 1
+) -> Tensor:
+    """Compare each patch's position embedding with every other one's, by the cosine.
+
+    Shapes: `pos_embed` (1, T, D) or (T, D), prefix tokens first; returns float32
+        (rows, columns, rows, columns) from -1 to 1: `[i, j]` is the map of the patch in row i,
+        column j. A zero vector resembles nothing: 0.
+    Raises: `ValueError` when T is not prefix + rows * columns.
+    Source: Dosovitskiy et al. 2021, Figure 7, centre.
+    Chapter: 2, 12
+    """
+    rows, columns = as_pair(grid, "grid")
+    _check_prefix(num_prefix_tokens)
+    _, patches = _split(pos_embed, (rows, columns), num_prefix_tokens)
+    unit = F.normalize(patches.float(), dim=-1)  # (N, D)
+    return (unit @ unit.T).reshape(rows, columns, rows, columns)
+
+
+def resize_pos_embed(
+    pos_embed: Tensor,
+    new_grid: tuple[int, int],
+    old_grid: tuple[int, int] | None = None,
+    num_prefix_tokens: int = 1,
+    mode: str = "bicubic",
+    antialias: bool = True,
+) -> Tensor:
+    """Interpolate a learned position embedding to another grid, for images of another size.
+
+    `mode` says whose convention: "bicubic" and "bilinear" keep pixel centres, with `antialias`
+    as timm does, without as DeiT and Hugging Face do; "google" is bilinear and "torchvision"
+    bicubic, both with aligned corners; "dino" is bicubic by a scale factor of (new + 0.1) / old.
+    `antialias` matters to the first two only. The prefix passes through untouched, and so does
+    everything when the grid stays as it is.
+
+    Shapes: `pos_embed` (1, prefix + N, D); grids are (rows, columns) in patches; returns
+        (1, prefix + rows * columns, D), computed in float32, in the type that was given.
+    Raises: `ValueError` for an unknown mode, a grid that does not fit, or `old_grid=None` when
+        the number of patches is not a perfect square.
+    Source: Dosovitskiy et al. 2021, section 3.2; `resample_abs_pos_embed` (timm),
+        `interpolate_posembed` (Google), `interpolate_embeddings` (torchvision),
+        `interpolate_pos_encoding` (DINO).
+    Chapter: 2, 13
+    """
+    if mode not in RESIZE_MODES:
+        raise ValueError(f"mode must be one of {', '.join(RESIZE_MODES)}, got {mode!r}")
+    _check_prefix(num_prefix_tokens)
+    rows, columns = new = as_pair(new_grid, "new_grid")
+    if not isinstance(pos_embed, Tensor) or pos_embed.ndim != 3 or pos_embed.shape[0] != 1:
+        shape = tuple(getattr(pos_embed, "shape", ()))
+        raise ValueError(f"pos_embed must be a tensor (1, prefix + N, D), got {shape}")
+    if old_grid is None:
+        count = pos_embed.shape[1] - num_prefix_tokens
+        side = math.isqrt(max(count, 0))
+        if side < 1 or side * side != count:
+            raise ValueError(f"old_grid must be given: {count} patches are not a square grid")
+        old_grid = (side, side)
+    old = as_pair(old_grid, "old_grid")
+    prefix, patches = _split(pos_embed, old, num_prefix_tokens)
+    if new == old:
+        return pos_embed
+    maps = patches.float().T.reshape(1, -1, *old)  # (1, D, rows, columns)
+    if mode == "google":
+        maps = F.interpolate(maps, new, mode="bilinear", align_corners=True)
+    elif mode == "torchvision":
+        maps = F.interpolate(maps, new, mode="bicubic", align_corners=True)
+    elif mode == "dino":
+        factors = [(n + 0.1) / o for n, o in zip(new, old, strict=True)]
+        maps = F.interpolate(maps, scale_factor=factors, mode="bicubic")
+    else:
+        maps = F.interpolate(maps, new, mode=mode, antialias=antialias)
+    patches = maps.reshape(-1, rows * columns).T.to(pos_embed.dtype)  # (N', D)
+    return torch.cat([prefix, patches])[None]
+
+
+def _split(pos_embed: Tensor, grid: tuple[int, int], num_prefix: int) -> tuple[Tensor, Tensor]:
+    """The prefix (prefix, D) and the patches (N, D) of an embedding (1, T, D) or (T, D)."""
+    rows, columns = grid
+    shape = tuple(getattr(pos_embed, "shape", ()))
+    fits = len(shape) == 2 or (len(shape) == 3 and shape[0] == 1)
+    if not isinstance(pos_embed, Tensor) or not fits or shape[-2] != num_prefix + rows * columns:
+        raise ValueError(
+            f"pos_embed must be a tensor (1, {num_prefix} + {rows * columns}, D) for a grid of "
+            f"{rows}x{columns} patches and {num_prefix} prefix tokens, got {shape}"
+        )
+    tokens = pos_embed.reshape(shape[-2], shape[-1])
+    return tokens[:num_prefix], tokens[num_prefix:]
+
+
+def _check_prefix(count: int) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 0:
+        raise ValueError(f"num_prefix_tokens must be 0 or a positive int, got {count!r}")

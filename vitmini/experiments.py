@@ -71,7 +71,7 @@ def positions_cifar10(profile: Profile) -> dict[str, Any]:
 
 def pooling_digits(profile: Profile) -> dict[str, Any]:
     """Read the class token or the mean of the patches, at three learning rates. Chapter: 2."""
-    seeds = profile.pick(ci=[0], cpu=[0, 1, 2, 3, 4], gpu=[0, 1, 2, 3, 4])
+    seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2, 3, 4])
     recipe = _digits_recipe(profile)
     arms: dict[str, tuple[dict, dict]] = {
         f"{pool}_{rate}": ({"pool": pool}, {"learning_rate": rate})
@@ -84,7 +84,7 @@ def pooling_digits(profile: Profile) -> dict[str, Any]:
 
 def attention_digits(profile: Profile) -> dict[str, Any]:
     """Train the `digits` recipe with 1 to 16 heads, and without the scale 1/sqrt(d). Chapter: 3."""
-    seeds = profile.pick(ci=[0], cpu=[0, 1, 2, 3, 4], gpu=[0, 1, 2, 3, 4])
+    seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2, 3, 4])
     recipe = _digits_recipe(profile)
     arms: dict[str, tuple[dict, dict]] = {f"heads_{h}": ({"num_heads": h}, {}) for h in _HEADS}
     for h in (1, 4):
@@ -102,7 +102,7 @@ def _digits_recipe(profile: Profile) -> TrainConfig:
 
 def _small_cifar(profile: Profile) -> tuple[TrainConfig, int, dict[str, Any]]:
     """A recipe, how many training images, and the model's size, for comparisons on photographs."""
-    recipe = dataclasses.replace(RECIPES["cifar10-mini"], epochs=10)
+    recipe = dataclasses.replace(RECIPES["cifar10-mini"], epochs=10, warmup=2)
     if profile.name == "ci":
         return dataclasses.replace(RECIPES["digits"], epochs=1), 200, {"patch_size": 2}
     if profile.name == "gpu":

@@ -107,17 +107,17 @@ class Digits(TrainConfig):
 
 @dataclass(frozen=True)
 class Cifar10Mini(TrainConfig):
-    """CIFAR-10 on a CPU: a ViT of 0.31 million parameters, 30 epochs.
+    """CIFAR-10 on a CPU: a ViT of 0.31 million parameters, 10 epochs.
 
     Chapter: 7
     """
 
     data: str = "cifar10"
     model: str = "vit_cifar_mini"
-    epochs: int = 30
+    epochs: int = 10
     batch_size: int = 128
     learning_rate: float = 2e-3
-    warmup: int = 2
+    warmup: int = 1
     translate: float = 0.125
     flip: bool = True
     cpu_threads: int | None = 1

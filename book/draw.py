@@ -201,6 +201,76 @@ def patches() -> None:
     save(figure, "01-build.png")
 
 
+def bars(axes: Axes, vectors: torch.Tensor, x: float, y: float, w: float, step: float) -> None:
+    """Each vector (D,) as a row of coloured cells, the first one on top."""
+    for i, vector in enumerate(vectors):
+        top = y - i * step
+        axes.imshow(
+            vector[None],
+            extent=(x, x + w, top, top + step * 0.72),
+            aspect="auto",
+            cmap="PuOr",
+            vmin=-1,
+            vmax=1,
+            interpolation="nearest",
+        )
+
+
+def positions() -> None:
+    torch.manual_seed(0)
+    photo = vm.load_photo("flower", 225)
+    tokens = vm.PatchEmbed(225, 75, 3, 12)(photo[None].float() / 255)[0].detach()
+    tokens = torch.cat([torch.zeros(1, 12).normal_(std=0.4), tokens / tokens.abs().max()])
+    table = vm.sincos_positions((3, 3), 12)
+    table = torch.cat([torch.zeros(1, 12), table])
+    figure, axes = canvas(8, 3.6)
+    show(axes, photo, 0.6, 9, 21, 21)
+    grid(axes, 0.6, 9, 21, 3)
+    axes.text(11, 4, "9 patches", ha="center", va="center", fontsize=13)
+    arrow(axes, 22.2, 19.5, 3.5)
+    bars(axes, tokens, 31, 29.2, 12, 2.5)
+    axes.text(30.4, 30.2, "class", ha="right", va="center", fontsize=12, color=RED)
+    axes.text(37, 4, "10 tokens", ha="center", va="center", fontsize=13)
+    axes.text(45.6, 19.5, "+", ha="center", va="center", fontsize=26, weight="bold", color=BLUE)
+    bars(axes, table, 48.5, 29.2, 12, 2.5)
+    axes.text(54.5, 4, "10 positions", ha="center", va="center", fontsize=13)
+    axes.text(63.2, 19.5, "=", ha="center", va="center", fontsize=26, weight="bold", color=BLUE)
+    bars(axes, (tokens + table) / 1.5, 66, 29.2, 12, 2.5)
+    axes.text(72, 4, "tokens that know\ntheir place", ha="center", va="center", fontsize=13)
+    axes.set(xlim=(0, 80), ylim=(0, 36))
+    save(figure, "02-build.png")
+
+
+def attention() -> None:
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(3, 8, generator=generator)
+    q, k, v = (x @ torch.randn(8, 8, generator=generator) / 8**0.5 for _ in range(3))
+    out, weights = vm.attention_by_hand(q, k, v)
+    figure, axes = canvas(8, 3.2)
+
+    def column(vectors: torch.Tensor, x: float, y: float, w: float, name: str, step: float) -> None:
+        bars(axes, (vectors / vectors.abs().max()).detach(), x, y, w, step)
+        axes.text(x + w / 2, y - 3 * step + 0.4, name, ha="center", va="center", fontsize=13)
+
+    column(x, 1, 19.5, 12, "3 tokens", 3.5)
+    arrow(axes, 14, 17.5, 3.5)
+    for i, (vectors, name) in enumerate(((q, "queries"), (k, "keys"), (v, "values"))):
+        column(vectors, 19, 28 - i * 9.6, 11, name, 2.2)
+    arrow(axes, 31, 17.5, 3.5)
+    axes.imshow(weights, extent=(37, 52, 10, 25), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for i in range(3):
+        for j in range(3):
+            value = weights[i, j].item()
+            color = "white" if value > 0.55 else "black"
+            place = (39.5 + 5 * j, 22.5 - 5 * i)
+            axes.text(*place, f"{value:.2f}", ha="center", va="center", fontsize=13, color=color)
+    axes.text(44.5, 6.5, "weights: each row\nadds up to 1", ha="center", va="center", fontsize=13)
+    arrow(axes, 54, 17.5, 3.5)
+    column(out, 60, 19.5, 12, "3 mixtures\nof the values", 3.5)
+    axes.set(xlim=(0, 76), ylim=(0, 32))
+    save(figure, "03-build.png")
+
+
 def main() -> None:
     STATIC.mkdir(exist_ok=True)
     svg("icon.svg", 64, 64, "Sixteen coloured tiles", icon())
@@ -210,6 +280,8 @@ def main() -> None:
     cover()
     first_digits()
     patches()
+    positions()
+    attention()
 
 
 if __name__ == "__main__":

@@ -233,8 +233,13 @@ def fingerprint(notebook: NotebookNode) -> str:
         digest.update(text.encode())
     code = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
     results = set(re.findall(r"load_result\(\"([\w-]+)\"\)", code))
-    stored = [ROOT / "book" / "results" / f"{name}.json" for name in sorted(results)]
-    for path in [*modules_of(notebook), *stored]:
+    folder = ROOT / "book" / "results"
+    stored = [folder / f"{name}.json" for name in sorted(results)]
+    for prefix in re.findall(r"list_results\(\"([\w-]+)\"\)", code):
+        stored += sorted(folder.glob(f"{prefix}*.json"))
+    names = re.findall(r"load_(?:pretrained|card)\(\"([\w-]+)\"\)", code)
+    weights = [ROOT / "vitmini" / "weights" / f"{name}.json" for name in sorted(set(names))]
+    for path in [*modules_of(notebook), *stored, *weights]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -13,7 +13,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import vitmini as vm
-from vitmini.data import read_image
+from vitmini.augment import random_flip
+from vitmini.data import describe_data, read_image
 from vitmini.records import save_result, summarize
 
 
@@ -60,6 +61,18 @@ def test_a_local_cifar_folder_is_used_without_a_download(folder, monkeypatch):
     monkeypatch.setenv("VITMINI_DATA", str(folder.parent))
     assert vm.load_data("cifar10").classes == ("cat", "dog")
     assert vm.load_data("cifar10", root=folder.parent).name == "cifar10"
+
+
+def test_a_result_says_which_copy_of_the_data_it_was_measured_on(folder, monkeypatch):
+    monkeypatch.setenv("VITMINI_DATA", str(folder.parent))
+    assert describe_data("digits") == "digits of scikit-learn"
+    assert describe_data("cifar10") == "CIFAR-10"
+    folder.rename(folder.parent / "cifar10")
+    assert describe_data("cifar10") == "CIFAR-10, PNG copy"
+    for path in (folder.parent / "cifar10").glob("*/*/*.png"):
+        path.rename(path.with_suffix(".jpg"))
+    assert describe_data("cifar10") == "CIFAR-10, JPEG copy"
+    assert describe_data("cifar100") == "CIFAR-100"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +129,7 @@ def test_photographs_are_squares_of_the_size_asked_for():
     for name in ("flower", "china"):
         assert vm.load_photo(name, 64).shape == (3, 64, 64)
     with pytest.raises(ValueError, match="flower or china"):
-        vm.load_photo("cat")
+        vm.load_photo("dog")
 
 
 def test_no_bounds_means_no_change():
@@ -144,6 +157,18 @@ def test_each_image_is_changed_by_its_own_amount():
     images = torch.rand(1, 1, 8, 8).expand(16, -1, -1, -1)
     changed = vm.random_affine(images, 10, 0.1, 0.1, 10, generator)
     assert len({tuple(x.flatten().tolist()) for x in changed}) == 16
+
+
+def test_flipping_mirrors_half_of_the_images_left_to_right():
+    images = torch.rand(400, 3, 4, 6)
+    generator = torch.Generator().manual_seed(0)
+    flipped = random_flip(images, generator)
+    mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
+    kept = (flipped == images).flatten(1).all(1)
+    assert (mirrored ^ kept).all() and 160 < mirrored.sum() < 240
+    again = random_flip(images, generator)
+    assert not torch.equal(again, flipped)
+    assert torch.equal(random_flip(images, generator.manual_seed(0)), flipped)
 
 
 @pytest.mark.parametrize("bound", ["degrees", "translate", "scale", "shear"])

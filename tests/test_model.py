@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import vitmini as vm
+from vitmini.positions import RelativePositionBias
 
 COUNTS = {
     "vit_tiny_patch16_224": 5_717_416,
@@ -49,13 +50,127 @@ def test_state_dict_has_timms_keys():
     assert {"norm.weight", "head.weight", "head_dist.bias"} <= keys
 
 
-@pytest.mark.parametrize("pool", ["cls", "mean"])
-@pytest.mark.parametrize("pos_embed", ["learned", "sincos2d", "none"])
-def test_tokens_come_after_the_prefix(pool, pos_embed):
-    model = small(pool=pool, pos_embed=pos_embed, image_size=(8, 12))
-    images = torch.randn(3, 3, 8, 12)
-    assert model.forward_features(images).shape == (3, 6 + (pool == "cls"), 16)
+KINDS = ("learned", "learned2d", "sincos2d", "relative", "none")
+each_kind = pytest.mark.parametrize("pos_embed", KINDS)
+each_prefix = pytest.mark.parametrize(
+    "prefix", [{"pool": "mean"}, {"pool": "cls"}, {"distilled": True}], ids=["mean", "cls", "two"]
+)
+
+
+def grown(**overrides):
+    """A model in evaluation mode with parameters so large that everything in it matters."""
+    model = small(**overrides).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+@each_kind
+@each_prefix
+@pytest.mark.parametrize("image_size", [(8, 12), (8, 8), (4, 16)])
+def test_tokens_come_after_the_prefix(prefix, pos_embed, image_size):
+    model = grown(pos_embed=pos_embed, image_size=image_size, **prefix)
+    images, seen = torch.randn(3, 3, *image_size), []
+    model.blocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    features, count = model.forward_features(images), model.num_prefix_tokens
+    patches = model.patch_embed(images)
+    assert count == {"mean": 0, "cls": 1}.get(prefix.get("pool"), 2)
+    assert features.shape == (3, count + patches.shape[1], 16)
     assert model(images).shape == (3, 5)
+    positions = model.positions()
+    positions = torch.zeros(1, features.shape[1], 16) if positions is None else positions
+    assert positions.shape == (1, features.shape[1], 16)
+    tokens = [model.get_parameter(name) for name in ("cls_token", "dist_token")[:count]]
+    tokens = torch.cat([*(t.expand(3, -1, -1) for t in tokens), patches], dim=1)
+    assert torch.allclose(seen[0], tokens + positions, atol=1e-6)
+
+
+def test_the_class_token_comes_before_the_distillation_token():
+    model = small(distilled=True, pos_embed="none")
+    model.cls_token.data.fill_(1)
+    model.dist_token.data.fill_(2)
+    model.blocks = torch.nn.Identity()
+    model.norm = torch.nn.Identity()
+    features = model.forward_features(torch.zeros(1, 3, 8, 8))
+    assert features[0, 0].unique().item() == 1 and features[0, 1].unique().item() == 2
+
+
+@each_prefix
+def test_each_kind_of_positions_has_its_own_parameters_and_nothing_more(prefix):
+    def extra(kind):
+        model = small(pos_embed=kind, image_size=(8, 12), **prefix)
+        names = {n: p for n, p in model.named_parameters() if "pos" in n}
+        everything = sum(p.numel() for p in model.parameters())
+        return model, names, everything
+
+    plain, none, base = extra("none")
+    count = plain.num_prefix_tokens
+    assert not none and plain.positions() is None
+    model, names, total = extra("learned")
+    assert set(names) == {"pos_embed"} and total - base == (count + 6) * 16
+    assert model.positions() is model.pos_embed
+    model, names, total = extra("learned2d")
+    assert set(names) == {f"pos_embed.{n}" for n in ("rows", "columns", "prefix")}
+    assert total - base == (2 + 3) * 8 + count * 16
+    assert model.pos_embed.rows.shape == (2, 8) and model.pos_embed.columns.shape == (3, 8)
+    assert torch.equal(model.positions(), model.pos_embed())
+    model, names, total = extra("sincos2d")
+    assert not names and total == base and "pos_embed" in model.state_dict()
+    assert torch.equal(model.positions()[0, count:], vm.sincos_positions((2, 3), 16))
+    assert not model.positions()[0, :count].any()
+    model, names, total = extra("relative")
+    assert total - base == 2 * 2 * (3 * 5 + 3) and model.positions() is None
+    assert {n: tuple(p.shape) for n, p in names.items()} == {  # tables of its own for each layer
+        f"blocks.{i}.attn.rel_pos.{n}": shape
+        for i in (0, 1)
+        for n, shape in (("offsets", (2, 3, 5)), ("prefix", (2, 3)))
+    }
+
+
+@pytest.mark.parametrize("init", ["deit", "google"])
+def test_fresh_positions_are_drawn_small_and_a_fresh_relative_bias_is_zero(init):
+    arguments = {"image_size": 48, "dim": 32, "init": init}
+    for kind in ("learned", "learned2d"):
+        positions = small(pos_embed=kind, **arguments).positions()
+        assert positions.std().item() == pytest.approx(0.02, rel=0.1)
+    relative = small(pos_embed="relative", **arguments)
+    assert all(not block.attn.rel_pos().any() for block in relative.blocks)
+
+
+@each_prefix
+def test_a_fresh_relative_model_equals_one_without_positions(prefix):
+    relative = small(pos_embed="relative", image_size=(8, 12), **prefix).eval()
+    plain = small(pos_embed="none", image_size=(8, 12), **prefix).eval()
+    missing = relative.load_state_dict(plain.state_dict(), strict=False)
+    assert not missing.unexpected_keys and all("rel_pos" in k for k in missing.missing_keys)
+    images = torch.randn(2, 3, 8, 12)
+    assert torch.allclose(relative(images), plain(images), atol=1e-6)
+
+
+@each_kind
+def test_a_model_made_without_memory_takes_weights_later(pos_embed):
+    full, images = grown(pos_embed=pos_embed), torch.randn(2, 3, 8, 8)
+    with torch.device("meta"):
+        empty = small(pos_embed=pos_embed)
+        assert empty(torch.empty(2, 3, 8, 8)).shape == (2, 5)
+    empty.to_empty(device="cpu").load_state_dict(full.state_dict())
+    assert torch.equal(empty.eval()(images), full(images))
+
+
+@each_kind
+@each_prefix
+def test_every_parameter_that_the_logits_depend_on_learns(pos_embed, prefix):
+    model = grown(pos_embed=pos_embed, image_size=(8, 12), **prefix).train()
+    logits = model(torch.randn(3, 3, 8, 12))
+    (sum(logits) if prefix.get("distilled") else logits).square().sum().backward()
+    unused = {n for n, p in model.named_parameters() if not p.grad.any()}
+    if pos_embed == "relative" and model.num_prefix_tokens:
+        # the last layer's patches are read by nobody, nor is what they see of one another
+        assert unused == {"blocks.1.attn.rel_pos.offsets"}
+    elif pos_embed == "relative":
+        assert unused == {f"blocks.{i}.attn.rel_pos.prefix" for i in (0, 1)}
+    else:
+        assert unused == {n for n, p in model.named_parameters() if p.numel() == 0}
 
 
 def test_distilled_gives_a_pair_in_training_and_the_mean_in_evaluation():
@@ -65,17 +180,11 @@ def test_distilled_gives_a_pair_in_training_and_the_mean_in_evaluation():
     assert torch.allclose(model.eval()(images), (pair[0] + pair[1]) / 2, atol=1e-6)
 
 
-def test_attention_is_softmax_of_scaled_products():
-    attention, x = vm.Attention(12, 3), torch.randn(2, 5, 12)
-    q, k, v = attention.qkv(x).view(2, 5, 3, 3, 4).permute(2, 0, 3, 1, 4)
-    by_hand = (q @ k.transpose(-2, -1) / 4**0.5).softmax(-1) @ v
-    by_hand = attention.proj(by_hand.transpose(1, 2).reshape(2, 5, 12))
-    assert torch.allclose(attention(x), by_hand, atol=1e-6)
-
-
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_block_adds_both_branches_to_the_stream(norm):
-    block, x = vm.Block(8, 2, norm=norm), torch.randn(2, 3, 8)
+    bias = RelativePositionBias((1, 2), 2)
+    block, x = vm.Block(8, 2, norm=norm, rel_pos=bias), torch.randn(2, 3, 8)
+    assert block.attn.rel_pos is bias
     if norm == "pre":
         y = x + block.attn(block.norm1(x))
         y = y + block.mlp(block.norm2(y))
@@ -85,14 +194,15 @@ def test_block_adds_both_branches_to_the_stream(norm):
     assert torch.allclose(block(x), y, atol=1e-6)
 
 
-def test_without_positions_shuffled_patches_give_the_same_logits():
-    model, images = small(pos_embed="none").eval(), torch.randn(1, 3, 8, 8)
-    shuffled = vm.unpatchify(vm.patchify(images, 4)[:, [2, 0, 3, 1]], 4, 8)
-    assert torch.allclose(model(images), model(shuffled), atol=1e-6)
-    model = small().eval()
-    for parameter in model.parameters():  # larger than fresh ones, as training makes them
-        torch.nn.init.normal_(parameter, std=0.3)
-    assert not torch.allclose(model(images), model(shuffled), atol=1e-3)
+@each_kind
+@each_prefix
+def test_shuffled_patches_give_the_same_logits_without_positions_only(pos_embed, prefix):
+    model = grown(pos_embed=pos_embed, image_size=(8, 12), **prefix)
+    images = torch.randn(2, 3, 8, 12)
+    shuffled = vm.unpatchify(vm.patchify(images, 4)[:, [2, 0, 5, 3, 1, 4]], 4, (8, 12))
+    same = torch.allclose(model(images), model(shuffled), atol=1e-5)
+    assert same == (pos_embed == "none")
+    assert same or not torch.allclose(model(images), model(shuffled), atol=1e-2)
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():
@@ -123,20 +233,6 @@ def test_a_fresh_digits_model_gives_every_class_the_same_chance(digits):
     assert abs(loss - torch.log(torch.tensor(10.0)).item()) < 1e-6
 
 
-def test_sincos_positions_follow_big_vision():
-    grid, dim = (3, 5), 16
-    pos, quarter = vm.sincos_positions(grid, dim), dim // 4
-    for row in range(3):
-        for column in range(5):
-            for i in range(quarter):
-                w = 10000.0 ** -(i / (quarter - 1))
-                expected = torch.tensor([column * w, column * w, row * w, row * w])
-                expected = torch.stack(
-                    [expected[0].sin(), expected[1].cos(), expected[2].sin(), expected[3].cos()]
-                )
-                assert torch.allclose(pos[row * 5 + column, i::quarter], expected, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -162,6 +258,8 @@ def test_sincos_positions_follow_big_vision():
         ({"distilled": 1}, "distilled"),
         ({"qkv_bias": "yes"}, "qkv_bias"),
         ({"pos_embed": "sincos2d", "dim": 18, "num_heads": 2}, "multiple of 4"),
+        ({"pos_embed": "sincos2d", "dim": 4}, "pos_embed='sincos2d' .* got 4"),
+        ({"pos_embed": "learned2d", "dim": 15, "num_heads": 3}, "even dim, got 15"),
         ({"distilled": True, "pool": "mean"}, "pool='cls'"),
     ],
 )

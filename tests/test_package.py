@@ -33,7 +33,7 @@ def test_everything_public_exists_and_is_documented():
 @pytest.mark.parametrize("path", sorted((ROOT / "vitmini").glob("*.py")), ids=lambda p: p.stem)
 def test_modules_import_only_modules_above_them(path):
     order = ["patches", "positions", "attention", "encoder", "model", "data", "augment"]
-    order += ["train", "profiles", "records", "experiments"]
+    order += ["train", "pretrained", "benchmark", "profiles", "records", "experiments"]
     if path.stem not in order:
         return
     text = path.read_text()
@@ -70,7 +70,7 @@ def test_no_file_names_a_machine_or_a_registry():
         pytest.skip("not a git checkout")
     for name in listed.stdout.split():
         path = ROOT / name
-        if path.suffix in {".png", ".safetensors"} or not path.is_file():
+        if path.suffix in {".png", ".jpg", ".safetensors"} or not path.is_file():
             continue
         if path.parent.name == "tests":
             continue

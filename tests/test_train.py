@@ -375,6 +375,23 @@ def test_an_experiment_writes_its_result(tmp_path):
     assert result["profile"] == "ci" and len(result["metrics"]["test_accuracy"]["values"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("positions-cifar10", "test_accuracy_relative"),
+        ("pooling-digits", "test_accuracy_mean_0.01"),
+        ("attention-digits", "test_accuracy_unscaled_4"),
+        ("attention-cost-cpu", "bytes_by_hand_over_fused_64"),
+    ],
+)
+def test_each_experiment_of_part_one_runs_in_seconds(name, key, tmp_path):
+    done = vitmini("experiment", name, "--out", tmp_path, cwd=ROOT, VITMINI_PROFILE="ci")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / f"{name}.json").read_text())
+    assert result["name"] == name and result["profile"] == "ci"
+    assert key in result["metrics"] and result["curves"]
+
+
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
     config = vm.TrainConfig(epochs=10, warmup=2, learning_rate=1.0)
     rates = [learning_rate_at(step, 5, config) for step in range(50)]
@@ -383,14 +400,70 @@ def test_the_learning_rate_warms_up_and_falls_along_a_cosine():
     assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
 
 
-def test_only_matrices_decay():
-    model = vm.create_model("vit_digits", distilled=True, layer_scale=0.1)
+KINDS = ("learned", "learned2d", "sincos2d", "relative", "none")
+
+
+@pytest.mark.parametrize("distilled", [False, True])
+@pytest.mark.parametrize("pos_embed", KINDS)
+def test_only_matrices_decay_and_no_token_or_table_of_positions(pos_embed, distilled):
+    model = vm.create_model(
+        "vit_digits", distilled=distilled, layer_scale=0.1, pos_embed=pos_embed, depth=2
+    )
     decay, rest = adamw(model, vm.TrainConfig()).param_groups
     names = {id(p): n for n, p in model.named_parameters()}
-    assert rest["weight_decay"] == 0 and decay["weight_decay"] == 0.05
-    assert {names[id(p)] for p in rest["params"]} >= {"cls_token", "dist_token", "pos_embed"}
-    assert all(names[id(p)].endswith("weight") and p.ndim > 1 for p in decay["params"])
+    matrices = {"patch_embed.proj", "head", *(["head_dist"] * distilled)}
+    for i in range(2):
+        matrices |= {f"blocks.{i}.{n}" for n in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
+    assert {names[id(p)] for p in decay["params"]} == {f"{name}.weight" for name in matrices}
     assert len(decay["params"]) + len(rest["params"]) == len(names)
+    assert rest["weight_decay"] == 0 and decay["weight_decay"] == 0.05
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+@pytest.mark.parametrize("pos_embed", KINDS)
+def test_a_run_with_any_positions_loads_and_resumes(pos_embed, pool, digits, tmp_path):
+    few = dataclasses.replace(
+        digits,
+        train_images=digits.train_images[:100],
+        train_labels=digits.train_labels[:100],
+        test_images=digits.test_images[:50],
+        test_labels=digits.test_labels[:50],
+    )
+    config = dataclasses.replace(vm.RECIPES["digits"], epochs=1, warmup=0)
+
+    def fresh():
+        torch.manual_seed(0)
+        return vm.create_model("vit_digits", pos_embed=pos_embed, pool=pool, depth=2)
+
+    model, out = fresh(), tmp_path / "run"
+    history = vm.train(model, few, config, out=out)
+    before = dict(fresh().named_parameters())
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    if pos_embed in ("learned", "learned2d", "relative"):
+        assert any("pos" in name for name in changed)
+    loaded, _ = load_run(out)
+    assert loaded.config.pos_embed == pos_embed
+    images = few.normalize(few.test_images)
+    assert torch.equal(loaded(images), model.eval()(images))
+    assert vm.evaluate(loaded, few)["loss"] == history[-1]["test_loss"]
+    whole = (out / "model.safetensors").read_bytes()
+    (out / "model.safetensors").unlink()
+    vm.train(fresh(), few, config, out=out, resume=True)  # weights from the checkpoint alone
+    assert (out / "model.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_images_are_mirrored_only_where_the_recipe_says_so(flip, digits, monkeypatch):
+    flipped = []
+
+    def record(images, generator):
+        flipped.append(len(images))
+        return images
+
+    monkeypatch.setattr(sys.modules["vitmini.train"], "random_flip", record)
+    config = dataclasses.replace(vm.RECIPES["digits"], epochs=1, flip=flip)
+    vm.train(vm.create_model("vit_digits", depth=1), digits, config)
+    assert sum(flipped) == (1437 - 144 if flip else 0)
 
 
 def test_validation_images_are_never_trained_on(digits):
@@ -421,6 +494,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits):
         ("val_share", 1.0),
         ("label_smoothing", 1.0),
         ("cpu_threads", 0),
+        ("flip", 1),
+        ("flip", None),
         ("seed", -1),
         ("seed", 0.5),
     ],

@@ -13,15 +13,23 @@ import torch as _torch
 if tuple(int(v) for v in _torch.__version__.split("+")[0].split(".")[:2]) < (2, 6):
     raise ImportError(f"vitmini needs PyTorch 2.6 or newer, found {_torch.__version__}")
 
-from vitmini.attention import Attention
-from vitmini.augment import random_affine
+from vitmini.attention import Attention, attention_by_hand, attention_weights
+from vitmini.augment import random_affine, random_flip
+from vitmini.benchmark import measure_time, peak_memory
 from vitmini.data import ImageData, load_data, load_photo
 from vitmini.encoder import MLP, Block, DropPath, LayerScale
 from vitmini.model import ViT, ViTConfig, create_model, list_models
 from vitmini.patches import PatchEmbed, patch_grid, patchify, unpatchify
-from vitmini.positions import sincos_positions
+from vitmini.positions import (
+    LearnedPositions2D,
+    RelativePositionBias,
+    position_similarity,
+    resize_pos_embed,
+    sincos_positions,
+)
+from vitmini.pretrained import list_pretrained, load_card, load_pretrained
 from vitmini.profiles import Profile, choose_profile
-from vitmini.records import load_result
+from vitmini.records import list_results, load_result
 from vitmini.train import RECIPES, TrainConfig, evaluate, train
 
 __version__ = "0.1.0"
@@ -33,23 +41,36 @@ __all__ = [
     "DropPath",
     "ImageData",
     "LayerScale",
+    "LearnedPositions2D",
     "PatchEmbed",
     "Profile",
+    "RelativePositionBias",
     "TrainConfig",
     "ViT",
     "ViTConfig",
+    "attention_by_hand",
+    "attention_weights",
     "checks",
     "choose_profile",
     "create_model",
     "evaluate",
     "list_models",
+    "list_pretrained",
+    "list_results",
+    "load_card",
     "load_data",
     "load_photo",
+    "load_pretrained",
     "load_result",
+    "measure_time",
     "patch_grid",
     "patchify",
+    "peak_memory",
     "plot",
+    "position_similarity",
     "random_affine",
+    "random_flip",
+    "resize_pos_embed",
     "sincos_positions",
     "train",
     "unpatchify",

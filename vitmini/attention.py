@@ -5,8 +5,11 @@ Chapter: 3 (`notebooks/03-attention.ipynb`).
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vitmini.patches import as_pair
 
 
 def attention_weights(
@@ -18,7 +21,7 @@ def attention_weights(
         to (..., T, S): boolean, True where a query may look, or numbers that are added to the
         scores. `scale` defaults to 1/sqrt(d). The softmax is computed in float32 at least, the
         result has the type of the scores. A query that may look nowhere gets zeros.
-    Raises: `ValueError` when the widths of `q` and `k` differ.
+    Raises: `ValueError` when the widths of `q` and `k` differ, or `mask` does not fit.
     Source: Vaswani et al. 2017, eq. 1; Dosovitskiy et al. 2021, eq. 6.
     Chapter: 3
     """
@@ -28,14 +31,10 @@ def attention_weights(
         )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = (q * scale) @ k.transpose(-2, -1)  # (..., T, S)
-    wide = scores.double() if scores.dtype.itemsize > 4 else scores.float()
-    if mask is not None and not mask.is_floating_point():
-        wide = wide.masked_fill(~mask.bool(), -float("inf"))
-    elif mask is not None:
-        wide = wide + mask
-    weights = wide.softmax(dim=-1)
-    if mask is not None:
-        weights = weights.masked_fill((wide == -float("inf")).all(-1, keepdim=True), 0.0)
+    check_mask(mask, scores.shape)
+    wide = add_mask(scores.double() if scores.dtype.itemsize > 4 else scores.float(), mask)
+    nowhere = (wide == -float("inf")).all(dim=-1, keepdim=True)  # (..., T, 1)
+    weights = wide.masked_fill(nowhere, 0.0).softmax(dim=-1).masked_fill(nowhere, 0.0)
     return weights.to(scores.dtype)
 
 
@@ -47,7 +46,8 @@ def attention_by_hand(
     Shapes: `q` (..., T, d), `k` (..., S, d), `v` (..., S, e) -> output (..., T, e) and weights
         (..., T, S); `mask` and `scale` as in `attention_weights`. The output equals
         `F.scaled_dot_product_attention(q, k, v, mask)` up to rounding.
-    Raises: `ValueError` when the shapes of `q`, `k` and `v` do not fit.
+    Raises: `ValueError` when the widths of `q` and `k` or the lengths of `k` and `v` differ, or
+        `mask` does not fit.
     Source: Vaswani et al. 2017, eq. 1; Dosovitskiy et al. 2021, eq. 6 and 7.
     Chapter: 3
     """
@@ -65,7 +65,8 @@ class Attention(nn.Module):
     Shapes: x (B, T, D) -> (B, T, D), with D = `dim` split into `num_heads` heads of equal width.
         `mask` broadcasts to (B, heads, T, T): boolean, True where a query may look, or numbers
         that are added to the scores; a ViT needs none. `rel_pos()` gives a bias (heads, T, T).
-    Raises: `ValueError` when `num_heads` does not divide `dim`, or `x` has another width.
+    Raises: `ValueError` when `num_heads` does not divide `dim`, `x` has another width, or `mask`
+        does not fit.
     Source: Dosovitskiy et al. 2021, appendix A, eq. 5 to 8.
     Chapter: 3
     """
@@ -79,7 +80,8 @@ class Attention(nn.Module):
         rel_pos: nn.Module | None = None,
     ):
         super().__init__()
-        if num_heads < 1 or dim % num_heads:
+        as_pair((dim, num_heads), "(dim, num_heads)")
+        if dim % num_heads:
             raise ValueError(f"num_heads must divide dim = {dim}, got {num_heads}")
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
@@ -94,18 +96,45 @@ class Attention(nn.Module):
                 f"x must be tokens (B, T, {self.qkv.in_features}), got {tuple(x.shape)}"
             )
         B, T, D = x.shape
+        check_mask(mask, (B, self.num_heads, T, T))
         qkv = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, head_dim)
         if self.rel_pos is not None:
-            mask = _add(self.rel_pos(), mask)  # (heads, T, T), or with B before it
-        if mask is not None and mask.is_floating_point():
-            mask = mask.to(q.dtype)
+            mask = add_mask(self.rel_pos(), mask)  # (heads, T, T), or with B before it
+        if mask is not None:
+            mask = torch.atleast_2d(mask)  # the kernel does not know (T,)
+            mask = mask.to(q.dtype) if mask.is_floating_point() else mask
         x = F.scaled_dot_product_attention(q, k, v, mask, scale=self.scale)
         x = x.transpose(1, 2).reshape(B, T, D)  # the heads side by side
         return self.proj_drop(self.proj(x))
 
 
-def _add(bias: Tensor, mask: Tensor | None) -> Tensor:
+def add_mask(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Forbid keys to queries, or favour some: what a mask does to the scores.
+
+    Shapes: `scores` (..., T, S); `mask` broadcasts to it: boolean, where False becomes minus
+        infinity, or numbers to add.
+    Source: Vaswani et al. 2017, section 3.2.3.
+    Chapter: 3
+    """
     if mask is None:
-        return bias
-    return bias + mask if mask.is_floating_point() else bias.masked_fill(~mask, -float("inf"))
+        return scores
+    return scores.masked_fill(~mask, -float("inf")) if mask.dtype == torch.bool else scores + mask
+
+
+def check_mask(mask: Tensor | None, shape: tuple[int, ...]) -> None:
+    """Refuse a mask that is neither boolean nor floating point, or does not broadcast to `shape`.
+
+    Raises: `ValueError` that says what would fit.
+    Chapter: 3
+    """
+    if mask is None:
+        return
+    fits = mask.ndim <= len(shape) and all(
+        m in (1, s) for m, s in zip(reversed(mask.shape), reversed(shape), strict=False)
+    )
+    if not fits or not (mask.dtype == torch.bool or mask.is_floating_point()):
+        raise ValueError(
+            f"mask must be boolean or floating point and broadcast to {tuple(shape)}, "
+            f"got {mask.dtype} {tuple(mask.shape)}"
+        )

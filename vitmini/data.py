@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def describe_data(name: str) -> str:
     words = {"digits": "digits of scikit-learn", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
     folder = _cache() / name / "train"
     if name != "digits" and folder.is_dir():
-        first = next((p for p in folder.glob("*/*") if p.is_file()), folder)
+        shown = (p for p in folder.glob("*/*") if p.is_file() and not p.name.startswith("."))
+        first = next(shown, folder)
         kind = "JPEG" if first.suffix.lower() in (".jpg", ".jpeg") else first.suffix[1:].upper()
         return f"{words.get(name, name)}, {kind} copy"
     return words.get(name, name)
@@ -107,21 +109,27 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def load_photo(name: str = "flower", size: int = 224) -> Tensor:
-    """Load one of scikit-learn's two photographs, cropped to its central square and resized.
+    """Load one of three photographs, cropped to its central square and resized.
 
     Shapes: returns uint8 (3, size, size). `flower` is by vultilion, `china` by danielbuechele,
-        both under CC BY 2.0.
+        both under CC BY 2.0 and from scikit-learn; `cat` is Chelsea, by Stefan van der Walt,
+        CC0.
     Raises: `ValueError` for another name or a size that is not positive.
     Chapter: 1
     """
-    if name not in ("flower", "china"):
-        raise ValueError(f"name must be flower or china, got {name!r}")
+    if name not in ("flower", "china", "cat"):
+        raise ValueError(f"name must be flower, china or cat, got {name!r}")
     if not isinstance(size, int) or size < 1:
         raise ValueError(f"size must be a positive int, got {size!r}")
     from PIL import Image
-    from sklearn.datasets import load_sample_image
 
-    photo = Image.fromarray(load_sample_image(f"{name}.jpg"))
+    if name == "cat":
+        with resources.as_file(resources.files("vitmini") / "photos" / "cat.jpg") as path:
+            photo = _open_picture(path, "RGB")
+    else:
+        from sklearn.datasets import load_sample_image
+
+        photo = Image.fromarray(load_sample_image(f"{name}.jpg"))
     side = min(photo.size)
     left, top = (photo.width - side) // 2, (photo.height - side) // 2
     square = photo.crop((left, top, left + side, top + side))

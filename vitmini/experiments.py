@@ -6,14 +6,17 @@ Chapter: the one that plots the result.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from vitmini.attention import Attention
+from vitmini.attention import Attention, attention_by_hand
+from vitmini.benchmark import measure_time, peak_memory
 from vitmini.data import ImageData, describe_data, load_data
 from vitmini.model import create_model
 from vitmini.profiles import Profile, device_name
@@ -93,6 +96,64 @@ def attention_digits(profile: Profile) -> dict[str, Any]:
     return _train_arms("attention-digits", profile, seeds, arms, recipe, {}, data, DIGITS)
 
 
+def attention_cost_cpu(profile: Profile) -> dict[str, Any]:
+    """Time and memory of attention by hand and fused, on a CPU in float32. Chapter: 3."""
+    tokens = profile.pick(ci=[16, 64], cpu=_TOKENS[:7], gpu=_TOKENS[:7])
+    return _attention_cost("attention-cost-cpu", "cpu", torch.float32, 1, tokens, profile)
+
+
+def attention_cost_gpu(profile: Profile) -> dict[str, Any]:
+    """Time and memory of attention by hand and fused, on a GPU in bfloat16. Chapter: 3."""
+    if not torch.cuda.is_available():
+        raise ValueError("attention-cost-gpu needs a CUDA device, PyTorch finds none")
+    tokens = profile.pick(ci=[16, 64], cpu=_TOKENS, gpu=_TOKENS)
+    return _attention_cost("attention-cost-gpu", "cuda", torch.bfloat16, 8, tokens, profile)
+
+
+_TOKENS = [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384]
+
+
+def _attention_cost(
+    name: str, device: str, dtype: torch.dtype, batch: int, tokens: list[int], profile: Profile
+) -> dict[str, Any]:
+    repeats = profile.pick(ci=1, cpu=5, gpu=21)
+    start, rows = time.perf_counter(), []
+    for T in tokens:
+        generator = torch.Generator().manual_seed(T)
+        q, k, v = torch.randn(3, batch, 6, T, 64, generator=generator).to(device, dtype)
+        ways: dict[str, Callable[[], Any]] = {
+            "by_hand": functools.partial(attention_by_hand, q, k, v),
+            "fused": functools.partial(F.scaled_dot_product_attention, q, k, v),
+        }
+        with torch.no_grad():
+            times = measure_time(ways, device, repeats)
+            row: dict[str, float] = {
+                f"milliseconds_{way}": round(ms, 3) for way, ms in times.items()
+            }
+            row |= {f"bytes_{way}": peak_memory(f, device) for way, f in ways.items()}
+        rows.append(row)
+        print(f"{T} tokens: {row}", flush=True)
+    curves = {"tokens": tokens, **{key: [row[key] for row in rows] for key in rows[0]}}
+    metrics = {}
+    for T, row in zip(tokens, rows, strict=True):
+        for key in ("milliseconds", "bytes"):
+            ratio = row[f"{key}_by_hand"] / max(row[f"{key}_fused"], 1e-9)
+            metrics[f"{key}_by_hand_over_fused_{T}"] = summarize([round(ratio, 3)])
+    precision = str(dtype).removeprefix("torch.")
+    return {
+        "name": name,
+        "device": device_name(device),
+        **provenance(),
+        "data": f"random queries, keys and values, batch {batch}, 6 heads of 64, {precision}; "
+        f"times are medians of {repeats} turns",
+        "profile": profile.name,
+        "seconds": round(time.perf_counter() - start, 1),
+        "seeds": [0],
+        "metrics": metrics,
+        "curves": curves,
+    }
+
+
 _HEADS = (1, 2, 4, 8, 16)
 
 
@@ -119,7 +180,8 @@ def _first_images(data: ImageData, count: int, recipe: TrainConfig) -> tuple[Ima
     _, val_ids = split_validation(len(ids), recipe)
     return data, (
         f"{describe_data(data.name)}: {len(ids):,} training images "
-        f"({len(val_ids):,} of them held out), {len(data.test_labels):,} test images, {recipe.epochs} epochs"
+        f"({len(val_ids):,} of them held out), {len(data.test_labels):,} test images, "
+        f"{recipe.epochs} epochs"
     )
 
 
@@ -210,4 +272,6 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "positions-cifar10": positions_cifar10,
     "pooling-digits": pooling_digits,
     "attention-digits": attention_digits,
+    "attention-cost-cpu": attention_cost_cpu,
+    "attention-cost-gpu": attention_cost_gpu,
 }

@@ -196,3 +196,178 @@ def line(x: Sequence[float], y: Sequence[float], xlabel: str, ylabel: str) -> Fi
     axes.plot(x, y, ".-", color=BLUE)
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     return figure
+
+
+def lines(
+    series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    log: bool = False,
+) -> Figure:
+    """Plot several curves, each named at its end; `log` makes both axes logarithmic. Chapter: 2."""
+    figure, [[axes]] = _new(1, 1, (5.8, 3.0))
+    marks = ("o-", "s--", "^-.", "v:", "D-", "P--")
+    for (name, (x, y)), mark in zip(series.items(), marks, strict=False):
+        few = len(x) <= 20
+        axes.plot(x, y, mark if few else mark[1:], label=name, markersize=5)
+    if log:
+        axes.set(xscale="log", yscale="log")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if len(series) > 1:
+        axes.legend(loc="best", fontsize=10)
+    return figure
+
+
+def position_table(positions: Tensor, title: str = "") -> Figure:
+    """Show a position embedding (N, D) as a matrix, a row a patch. Chapter: 2."""
+    figure, [[axes]] = _new(1, 1, (5.6, 3.0))
+    limit = positions.abs().max().item()
+    shown = axes.imshow(
+        positions.detach().cpu(), cmap="PuOr", vmin=-limit, vmax=limit, aspect="auto"
+    )
+    axes.set(xlabel="component", ylabel="patch", title=title)
+    figure.colorbar(shown, ax=axes, shrink=0.9)
+    return figure
+
+
+def similarity_maps(maps: Tensor, stride: int = 1) -> Figure:
+    """Show `position_similarity` (rows, columns, rows, columns), a tile a patch. Chapter: 2, 12.
+
+    With a `stride`, only every so-manyth row and column of tiles, so that a tile stays legible.
+    """
+    kept = maps[::stride, ::stride].detach().cpu()
+    rows, columns = kept.shape[:2]
+    figure, grid = _new(rows, columns, (4.6, 4.6 * rows / columns))
+    for i in range(rows):
+        for j in range(columns):
+            axes = grid[i][j]
+            shown = axes.imshow(kept[i, j], cmap="PuOr", vmin=-1, vmax=1)
+            axes.set_xticks([])
+            axes.set_yticks([])
+    figure.supxlabel("column of the patch", fontsize=11)
+    figure.supylabel("row of the patch", fontsize=11)
+    bar = figure.colorbar(shown, ax=grid.ravel().tolist(), shrink=0.7)
+    bar.set_label("cosine similarity")
+    return figure
+
+
+def groups(
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[Mapping[str, Any]]],
+    xlabel: str,
+    ylabel: str,
+    factor: float = 100.0,
+) -> Figure:
+    """Draw the mean and standard error of several series side by side. Chapter: 2.
+
+    Each value of a series is a metric of a stored result, with `mean` and `stderr`.
+    """
+    figure, [[axes]] = _new(1, 1, (5.8, 3.0))
+    for k, (name, metrics) in enumerate(series.items()):
+        places = [i + 0.14 * (k - (len(series) - 1) / 2) for i in range(len(labels))]
+        axes.errorbar(
+            places,
+            [factor * m["mean"] for m in metrics],
+            yerr=[factor * m["stderr"] for m in metrics],
+            fmt="osv^D"[k % 5],
+            capsize=4,
+            label=name,
+        )
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.5, len(labels) - 0.5))
+    axes.margins(y=0.2)
+    if len(series) > 1:
+        axes.legend(loc="best", fontsize=10)
+    return figure
+
+
+def attention_matrix(
+    weights: Tensor, rows: Sequence[str], columns: Sequence[str], title: str = ""
+) -> Figure:
+    """Draw attention weights (T, S) with their numbers, a row a query. Chapter: 3."""
+    size = 1.2 + 0.62 * len(columns)
+    figure, [[axes]] = _new(1, 1, (size, 0.9 + 0.52 * len(rows)))
+    _matrix(axes, weights, rows, columns)
+    axes.set(xlabel="key", ylabel="query", title=title)
+    return figure
+
+
+def _matrix(axes: Axes, weights: Tensor, rows: Sequence[str], columns: Sequence[str]) -> None:
+    axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
+    for i, row in enumerate(weights.tolist()):
+        for j, value in enumerate(row):
+            color = "white" if value > 0.55 else "black"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, fontsize=10)
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+
+
+def masks(weights: Sequence[Tensor], titles: Sequence[str]) -> Figure:
+    """Draw attention weights under several masks side by side. Chapter: 3."""
+    figure, grid = _new(1, len(weights), (2.2 * len(weights), 2.6))
+    for axes, matrix, title in zip(grid[0], weights, titles, strict=True):
+        axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
+        axes.set(title=title, xlabel="key", xticks=[], yticks=[])
+    grid[0][0].set_ylabel("query")
+    return figure
+
+
+def softmax_bars(weights: Mapping[str, Tensor]) -> Figure:
+    """Draw the attention weights of one query, largest first, for several ways. Chapter: 3."""
+    figure, grid = _new(1, len(weights), (5.6, 2.4), sharey=True)
+    for axes, (name, values), color in zip(grid[0], weights.items(), (BLUE, ORANGE), strict=False):
+        axes.bar(range(len(values)), values.sort(descending=True).values, color=color)
+        axes.set(title=name, xlabel="keys, sorted", ylim=(0, 1), xticks=[])
+    grid[0][0].set_ylabel("weight")
+    return figure
+
+
+def attention_costs(results: Sequence[Mapping[str, Any]]) -> Figure:
+    """Plot time and memory against tokens, by hand and fused, a row a device. Chapter: 3.
+
+    Each result has `device` and `curves` as the experiment `attention-cost-cpu` stores them.
+    """
+    figure, grid = _new(len(results), 2, (6.4, 2.7 * len(results)))
+    for row, result in zip(grid, results, strict=True):
+        curves = result["curves"]
+        for axes, key, scale, label in (
+            (row[0], "milliseconds", 1.0, "time (ms)"),
+            (row[1], "bytes", 1e-6, "memory (MB)"),
+        ):
+            for way, mark, color in (("by_hand", "o-", ORANGE), ("fused", "s--", BLUE)):
+                values = [scale * v for v in curves[f"{key}_{way}"]]
+                name = way.replace("_", " ")
+                axes.loglog(curves["tokens"], values, mark, color=color, label=name, markersize=5)
+            axes.set(xlabel="tokens", ylabel=label)
+            shown = curves["tokens"][:: max(1, len(curves["tokens"]) // 4)]
+            axes.set_xticks(shown, [str(t) for t in shown])
+            axes.minorticks_off()
+        row[0].set_title(result["device"], loc="left", fontsize=10)
+        row[0].legend(fontsize=9)
+    return figure
+
+
+def attention_on_image(image: Tensor, maps: Sequence[Tensor], titles: Sequence[str]) -> Figure:
+    """Draw an image (C, H, W), and beside it maps (rows, columns) laid over it. Chapter: 3.
+
+    Bright means attended to. All maps share one scale, from zero to the largest weight.
+    """
+    figure, grid = _new(1, 1 + len(maps), (1.65 * (1 + len(maps)), 2.0))
+    _picture(grid[0][0], image)
+    grid[0][0].set_title("image", fontsize=10)
+    top = max(m.max().item() for m in maps)
+    height, width = image.shape[1:]
+    for axes, weights, title in zip(grid[0][1:], maps, titles, strict=True):
+        grey = image.float().mean(0) if image.shape[0] == 3 else 255 - image[0].float()
+        axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+        axes.imshow(
+            weights.detach().cpu(),
+            cmap="inferno",
+            alpha=0.65,
+            vmin=0,
+            vmax=top,
+            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+        )
+        axes.set_axis_off()
+        axes.set_title(title, fontsize=10)
+    return figure

@@ -54,7 +54,7 @@ class LearnedPositions2D(nn.Module):
         self.grid = as_pair(grid, "grid")
         if not isinstance(dim, int) or dim < 2 or dim % 2:
             raise ValueError(f"dim must be even and positive, got {dim!r}")
-        _check_prefix(num_prefix_tokens)
+        check_prefix(num_prefix_tokens)
         self.prefix = nn.Parameter(torch.zeros(num_prefix_tokens, dim))
         self.rows = nn.Parameter(torch.zeros(self.grid[0], dim // 2))
         self.columns = nn.Parameter(torch.zeros(self.grid[1], dim // 2))
@@ -87,8 +87,9 @@ class RelativePositionBias(nn.Module):
     def __init__(self, grid: tuple[int, int], num_heads: int, num_prefix_tokens: int = 1):
         super().__init__()
         self.grid = as_pair(grid, "grid")
-        as_pair((num_heads, 1), "(num_heads, 1)")
-        _check_prefix(num_prefix_tokens)
+        if not isinstance(num_heads, int) or num_heads < 1:
+            raise ValueError(f"num_heads must be a positive int, got {num_heads!r}")
+        check_prefix(num_prefix_tokens)
         self.num_prefix_tokens = num_prefix_tokens
         rows, columns = self.grid
         self.offsets = nn.Parameter(torch.zeros(num_heads, 2 * rows - 1, 2 * columns - 1))
@@ -120,10 +121,12 @@ def position_similarity(
     Chapter: 2, 12
     """
     rows, columns = as_pair(grid, "grid")
-    _check_prefix(num_prefix_tokens)
-    _, patches = _split(pos_embed, (rows, columns), num_prefix_tokens)
-    unit = F.normalize(patches.float(), dim=-1)  # (N, D)
-    return (unit @ unit.T).reshape(rows, columns, rows, columns)
+    check_prefix(num_prefix_tokens)
+    _, patches = split_prefix(pos_embed, (rows, columns), num_prefix_tokens)
+    with torch.autocast(patches.device.type, enabled=False):
+        unit = F.normalize(patches.float(), dim=-1)  # (N, D)
+        similarity = unit @ unit.T  # (N, N)
+    return similarity.reshape(rows, columns, rows, columns)
 
 
 def resize_pos_embed(
@@ -153,7 +156,7 @@ def resize_pos_embed(
     """
     if mode not in RESIZE_MODES:
         raise ValueError(f"mode must be one of {', '.join(RESIZE_MODES)}, got {mode!r}")
-    _check_prefix(num_prefix_tokens)
+    check_prefix(num_prefix_tokens)
     rows, columns = new = as_pair(new_grid, "new_grid")
     if not isinstance(pos_embed, Tensor) or pos_embed.ndim != 3 or pos_embed.shape[0] != 1:
         shape = tuple(getattr(pos_embed, "shape", ()))
@@ -165,7 +168,7 @@ def resize_pos_embed(
             raise ValueError(f"old_grid must be given: {count} patches are not a square grid")
         old_grid = (side, side)
     old = as_pair(old_grid, "old_grid")
-    prefix, patches = _split(pos_embed, old, num_prefix_tokens)
+    prefix, patches = split_prefix(pos_embed, old, num_prefix_tokens)
     if new == old:
         return pos_embed
     maps = patches.float().T.reshape(1, -1, *old)  # (1, D, rows, columns)
@@ -182,8 +185,15 @@ def resize_pos_embed(
     return torch.cat([prefix, patches])[None]
 
 
-def _split(pos_embed: Tensor, grid: tuple[int, int], num_prefix: int) -> tuple[Tensor, Tensor]:
-    """The prefix (prefix, D) and the patches (N, D) of an embedding (1, T, D) or (T, D)."""
+def split_prefix(
+    pos_embed: Tensor, grid: tuple[int, int], num_prefix: int
+) -> tuple[Tensor, Tensor]:
+    """Part an embedding into the rows of its prefix tokens and those of its patches.
+
+    Shapes: `pos_embed` (1, T, D) or (T, D) -> (prefix, D) and (N, D).
+    Raises: `ValueError` when T is not prefix + rows * columns.
+    Chapter: 2
+    """
     rows, columns = grid
     shape = tuple(getattr(pos_embed, "shape", ()))
     fits = len(shape) == 2 or (len(shape) == 3 and shape[0] == 1)
@@ -196,6 +206,11 @@ def _split(pos_embed: Tensor, grid: tuple[int, int], num_prefix: int) -> tuple[T
     return tokens[:num_prefix], tokens[num_prefix:]
 
 
-def _check_prefix(count: int) -> None:
+def check_prefix(count: int) -> None:
+    """Refuse a number of prefix tokens that is not 0, 1, 2, ...
+
+    Raises: `ValueError` when it is negative or no int.
+    Chapter: 2
+    """
     if not isinstance(count, int) or isinstance(count, bool) or count < 0:
         raise ValueError(f"num_prefix_tokens must be 0 or a positive int, got {count!r}")

@@ -30,11 +30,22 @@ def load_result(name: str) -> dict[str, Any]:
     Raises: `ValueError` for a name that has no result, with those that have.
     Chapter: 0
     """
-    folder = _CHECKOUT if _CHECKOUT.is_dir() else resources.files("vitmini.results")
-    stored = {p.name[:-5]: p for p in folder.iterdir() if p.name.endswith(".json")}
-    if name not in stored:
-        raise ValueError(f"name must be one of {', '.join(sorted(stored))}; got {name!r}")
-    return json.loads(stored[name].read_text(encoding="utf-8"))
+    if name not in list_results():
+        raise ValueError(f"name must be one of {', '.join(list_results())}; got {name!r}")
+    return json.loads((_stored() / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def list_results(prefix: str = "") -> list[str]:
+    """Name the stored results that begin with `prefix`.
+
+    Chapter: 3
+    """
+    names = [p.name[:-5] for p in _stored().iterdir() if p.name.endswith(".json")]
+    return sorted(name for name in names if name.startswith(prefix))
+
+
+def _stored():
+    return _CHECKOUT if _CHECKOUT.is_dir() else resources.files("vitmini.results")
 
 
 def save_result(result: dict[str, Any], folder: str | Path | None = None) -> Path:

@@ -107,8 +107,9 @@ class Digits(TrainConfig):
 
 @dataclass(frozen=True)
 class Cifar10Mini(TrainConfig):
-    """CIFAR-10 on a CPU: a ViT of 0.31 million parameters, 10 epochs.
+    """CIFAR-10 on a CPU: 62.6% of the test images after 10 epochs, with 0.31 million parameters.
 
+    One seed, on the JPEG copy, on one busy CPU thread: `vitmini/weights/vit_cifar_mini.json`.
     Chapter: 7
     """
 

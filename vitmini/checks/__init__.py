@@ -91,17 +91,19 @@ def confirm(exercise: str, what: str) -> None:
 def _show(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"tensor of shape {tuple(value.shape)}"
-    text = repr(value)
+    text = value.__name__ if hasattr(value, "__name__") else repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-from vitmini.checks import ch00, ch01  # noqa: E402  (they use the functions above)
+from vitmini.checks import ch00, ch01, ch02, ch03  # noqa: E402  (they use the functions above)
 
 __all__ = [
     "WrongAnswer",
     "attempt",
     "ch00",
     "ch01",
+    "ch02",
+    "ch03",
     "confirm",
     "expect",
     "expect_number",

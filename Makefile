@@ -4,17 +4,25 @@
 #   make test         all tests: library, notebooks, book, browser
 #   make serve        the book at http://localhost:8000
 #   make notebooks    write notebooks/*.ipynb from book/chapters and vitmini; execute what changed
-#   make results      redo the recorded experiments that a CPU can do (about 15 minutes)
+#   make results      redo the recorded experiments that a CPU can do (about two hours, most of
+#                     them for CIFAR-10; a second call goes on where the first one stopped)
+#   make test-library [TORCH=2.6.*] [PYTHON=python3.10] [VENV=/tmp/old]
+#                     the tests of the library alone, with another PyTorch, Python and environment
+#   make colab        run each notebook in Colab's own image (docker, a download of many GB)
+#   make links        try the book's links to other sites
+#   make dist         the sdist and the wheel of a release, compared with the repository
 #   make move ADDRESS=https://github.com/ORG/REPO
 #                     the course moves to another public address
 #   make clean        remove what make made, except trained runs
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve notebooks results move clean chromium
+.PHONY: help book test serve notebooks results move clean chromium test-library colab links dist
 SHELL := bash
 PYTHON ?= python3
-BIN := .venv/bin
-INSTALLED := .venv/installed
+VENV := .venv
+TORCH :=
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
 HTML := _build/html
 
 help:
@@ -24,14 +32,14 @@ help:
 $(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "make: Python 3.10 or newer is needed, set PYTHON=..." >&2; exit 2; }
-	@echo "Setting up .venv, once: a few minutes, 6 GB on disk"
+	@echo "Setting up $(VENV), once: a few minutes, 6 GB on disk"
 	@if command -v uv >/dev/null; then \
-	  uv venv -q --allow-existing --python $(PYTHON) .venv && \
-	  uv pip install -q --python $(BIN)/python -r requirements.txt; \
+	  uv venv -q --allow-existing --python $(PYTHON) $(VENV) && \
+	  uv pip install -q --python $(BIN)/python -r requirements.txt $(TORCH:%="torch==%"); \
 	else \
-	  { $(PYTHON) -m venv .venv || { echo "make: Python's venv is missing: apt install python3-venv" >&2; exit 2; }; } && \
+	  { $(PYTHON) -m venv $(VENV) || { echo "make: Python's venv is missing: apt install python3-venv" >&2; exit 2; }; } && \
 	  $(BIN)/python -m pip install -qq --disable-pip-version-check -U pip "setuptools>=77" && \
-	  $(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.txt; \
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.txt $(TORCH:%="torch==%"); \
 	fi
 	@touch $@
 
@@ -50,9 +58,9 @@ notebooks: $(INSTALLED)
 	$(BIN)/python book/draw.py
 	$(BIN)/python book/generate.py
 
+RESULTS := train-digits patch-size-digits pooling-digits attention-digits attention-cost-cpu positions-cifar10
 results: $(INSTALLED)
-	VITMINI_PROFILE=cpu $(BIN)/python -m vitmini experiment train-digits
-	VITMINI_PROFILE=cpu $(BIN)/python -m vitmini experiment patch-size-digits
+	for name in $(RESULTS); do VITMINI_PROFILE=cpu $(BIN)/python -m vitmini experiment $$name || exit 1; done
 
 move: $(INSTALLED)
 	@test -n "$(ADDRESS)" || { echo "make: say where to: make move ADDRESS=https://github.com/ORG/REPO" >&2; exit 2; }
@@ -69,5 +77,30 @@ test: book chromium
 	$(BIN)/mypy
 	VITMINI_PROFILE=ci OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
 
+# What the library promises for any PyTorch and Python that it supports: all tests but those of the
+# notebooks, the book and its tools. An environment that holds another PyTorch is refused.
+NOT_LIBRARY := book browser colab generate notebooks public
+test-library: $(INSTALLED)
+	@v=$$($(BIN)/python -c 'import torch; print(torch.__version__)') && echo "PyTorch $$v" && \
+	  case $$v in $(or $(TORCH),*)*) ;; *) echo "make: not PyTorch $(TORCH): set another VENV" >&2; exit 2;; esac
+	VITMINI_PROFILE=ci OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile -q $(NOT_LIBRARY:%=--ignore=tests/test_%.py)
+
+# Google publishes what Colab runs. Each notebook gets a fresh machine, as it would there; the one
+# without CUDA is smaller, COLAB=us-docker.pkg.dev/colab-images/public/runtime is the other.
+COLAB := us-docker.pkg.dev/colab-images/public/cpu-runtime
+colab:
+	docker pull -q $(COLAB)
+	@failed=0; for notebook in notebooks/*.ipynb; do \
+	  docker run --rm --user root --entrypoint python3 -e VITMINI_PROFILE=ci -v "$(CURDIR):/course:ro" \
+	    $(COLAB) /course/tests/run_as_colab.py "/course/$$notebook" || failed=1; \
+	done; exit $$failed
+
+# In a folder of its own: jupyter-book would write its report among the book's pages.
+links: $(INSTALLED)
+	$(BIN)/jupyter-book build . --builder linkcheck --path-output _build/links -q
+
+dist: $(INSTALLED)
+	$(BIN)/python .github/release.py dist
+
 clean:
-	rm -rf .venv _build build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv _build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

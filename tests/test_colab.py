@@ -1,8 +1,9 @@
 """A simulated Colab: torch is there, vitmini is not, the notebook is alone in an empty folder.
 
 The environment is a fresh one whose site-packages links what Colab brings along: PyTorch and
-torchvision, matplotlib, einops, ipykernel, and what these need. Everything else has to come from
-the set-up cell, which installs from a local git repository under the course's public address.
+torchvision, matplotlib, einops, the kernel and its client, and what these need. Everything else has
+to come from the set-up cell, which installs from a local git repository under the course's public
+address. tests/run_as_colab.py does the rest, as it does every week in Colab's own image.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from pathlib import Path
 import generate
 import nbformat
 import pytest
+import run_as_colab
 from conftest import NOTEBOOKS, ROOT, code_cells
-from nbclient import NotebookClient
 from packaging.requirements import Requirement
 
-PREINSTALLED = ("torch", "torchvision", "matplotlib", "einops", "ipykernel")
+PREINSTALLED = ("torch", "torchvision", "matplotlib", "einops", "ipykernel", "nbclient", "nbformat")
 
 
 def closure(names):
@@ -58,7 +59,10 @@ def colab(tmp_path_factory):
                 target = site / top
                 if not target.exists():
                     target.symlink_to(source)
-    return folder / "bin" / "python"
+    python = folder / "bin" / "python"
+    kernel = [python, "-m", "ipykernel", "install", "--sys-prefix"]
+    subprocess.run(kernel, check=True, capture_output=True)
+    return python
 
 
 @pytest.fixture(scope="session")
@@ -80,49 +84,68 @@ def published(tmp_path_factory):
     return folder
 
 
-def installed(python):
-    """Name and version of what the environment holds."""
-    code = "import importlib.metadata as m, json; "
-    code += "print(json.dumps({d.name.lower(): d.version for d in m.distributions()}))"
-    done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+def test_every_cell_runs_where_vitmini_is_missing(colab, published, tmp_path):
+    code = "import run_as_colab, json; print(json.dumps(run_as_colab.installed()))"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    env |= {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.file://{published}.insteadOf",
+        "GIT_CONFIG_VALUE_0": generate.address(),
+        "VITMINI_PROFILE": "ci",
+        "OMP_NUM_THREADS": "1",
+        "JUPYTER_PREFER_ENV_PATH": "1",  # its own kernel before one of the user or the machine
+    }
+    ask = [colab, "-c", code]
+    done = subprocess.run(ask, cwd=ROOT / "tests", env=env, capture_output=True, text=True)
+    assert not {"vitmini", "scikit-learn", "safetensors"} & set(json.loads(done.stdout))
 
-
-def test_every_cell_runs_where_vitmini_is_missing(colab, published, tmp_path, monkeypatch):
-    before = installed(colab)
-    assert not {"vitmini", "scikit-learn", "safetensors"} & set(before)
-    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
-    monkeypatch.setenv("GIT_CONFIG_KEY_0", f"url.file://{published}.insteadOf")
-    monkeypatch.setenv("GIT_CONFIG_VALUE_0", generate.address())
-    monkeypatch.setenv("VITMINI_PROFILE", "ci")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    kernel = tmp_path / "kernels" / "colab"
-    kernel.mkdir(parents=True)
-    start = [str(colab), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    spec = {"argv": start, "display_name": "Colab", "language": "python"}
-    (kernel / "kernel.json").write_text(json.dumps(spec))
-    monkeypatch.setenv(
-        "JUPYTER_PATH", f"{tmp_path}{os.pathsep}{os.environ.get('JUPYTER_PATH', '')}"
+    script = ROOT / "tests" / "run_as_colab.py"
+    done = subprocess.run(
+        [colab, script, *NOTEBOOKS], cwd=tmp_path, env=env, capture_output=True, text=True
     )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" passed in ") == len(NOTEBOOKS)
 
-    for path in NOTEBOOKS:
-        alone = tmp_path / path.stem
-        alone.mkdir()
-        shutil.copy(path, alone)
-        notebook = nbformat.read(alone / path.name, as_version=4)
-        stored = [c.outputs for c in code_cells(notebook)]
-        where = {"metadata": {"path": str(alone)}}
-        NotebookClient(
-            notebook, kernel_name="colab", timeout=300, coalesce_streams=True, resources=where
-        ).execute()
-        for cell, outputs in zip(code_cells(notebook), stored, strict=True):
-            if "nbval-check-output" in cell.metadata.get("tags", []):
-                assert [o.get("text") for o in cell.outputs] == [o.get("text") for o in outputs]
 
-    after = installed(colab)
-    assert "vitmini" in after
-    assert {name: after.get(name) for name in before} == before, "something was replaced"
+def notebook_of(path, *cells):
+    """A notebook of (source, stored output) whose cells are all compared."""
+    made = nbformat.v4.new_notebook()
+    for source, stored in cells:
+        cell = nbformat.v4.new_code_cell(source, metadata={"tags": ["nbval-check-output"]})
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=stored)]
+        made.cells.append(cell)
+    nbformat.write(made, path)
+    return path
+
+
+def test_what_differs_from_the_stored_output_is_reported(tmp_path):
+    source = "print(1)\nprint(2)\n__import__('os').listdir() == ['n.ipynb']"
+    alone = notebook_of(tmp_path / "n.ipynb", (source, "1\n2\nTrue\n"))
+    assert run_as_colab.problems(alone) == []
+    wrong = notebook_of(tmp_path / "n.ipynb", (source, "1\n2\nTrue\n"), ("print(6 * 7)", "43\n"))
+    assert [p for p in run_as_colab.problems(wrong) if "43" in p and "42" in p]
+
+
+def test_a_cell_that_fails_or_takes_too_long_is_reported(tmp_path):
+    failing = notebook_of(tmp_path / "n.ipynb", ("1 / 0", ""))
+    assert "ZeroDivisionError" in run_as_colab.problems(failing)[0]
+    slow = notebook_of(tmp_path / "n.ipynb", ("import time; time.sleep(60)", ""))
+    assert "timed out" in run_as_colab.problems(slow, timeout=1)[0]
+
+
+def test_a_replaced_package_and_a_missing_vitmini_are_reported(monkeypatch, capsys):
+    answers = iter([{"torch": "2.8.0"}, {"torch": "2.15.0"}])
+    monkeypatch.setattr(run_as_colab, "installed", lambda: next(answers))
+    monkeypatch.setattr(run_as_colab, "problems", lambda path: [])
+    assert run_as_colab.main([NOTEBOOKS[0]]) == 1
+    said = capsys.readouterr().out
+    assert "replaced packages (before, after): {'torch': ('2.8.0', '2.15.0')}" in said
+    assert "did not install vitmini" in said and "FAILED" in said
+
+
+def test_a_place_that_has_vitmini_is_refused(capsys):
+    assert run_as_colab.main([NOTEBOOKS[0]]) == 2
+    assert "vitmini is installed here" in capsys.readouterr().err
 
 
 def test_the_set_up_does_nothing_where_vitmini_is_installed(tmp_path):

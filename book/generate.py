@@ -28,6 +28,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
@@ -112,12 +113,24 @@ def code_cell(source: str) -> str:
     return source
 
 
+def look_up(value: Any, keys: str) -> Any:
+    """Follow `metrics.accuracy_0.003.mean` into a result; a key may hold a dot itself."""
+    if not keys:
+        return value
+    if isinstance(value, list):
+        first, _, rest = keys.partition(".")
+        return look_up(value[int(first)], rest)
+    for key in sorted(value, key=len, reverse=True):
+        if keys == key or keys.startswith(f"{key}."):
+            return look_up(value[key], keys[len(key) + 1 :])
+    raise ValueError(f"no {keys} among {', '.join(value)}")
+
+
 def text_cell(source: str) -> str:
     def number(match: re.Match) -> str:
         name, keys, form = match.groups()
         value = json.loads((ROOT / f"book/results/{name}.json").read_text(encoding="utf-8"))
-        for key in keys.split("."):
-            value = value[int(key) if isinstance(value, list) else key]
+        value = look_up(value, keys)
         return str(len(value)) if form == "count" else format(value, form)
 
     def picture(match: re.Match) -> str:

@@ -170,6 +170,15 @@ def test_numbers_come_from_the_stored_file():
     assert generate.text_cell(text) == f"{metric['mean']:.1%} {len(metric['values'])}"
 
 
+def test_a_key_may_hold_a_dot_and_a_wrong_one_is_named():
+    value = {"metrics": {"rate_0.1": {"mean": 2.0}, "rate_0": 1.0}, "seeds": [3, 4]}
+    assert generate.look_up(value, "metrics.rate_0.1.mean") == 2.0
+    assert generate.look_up(value, "metrics.rate_0") == 1.0
+    assert generate.look_up(value, "seeds.1") == 4
+    with pytest.raises(ValueError, match=r"no rate_0\.2 among rate_0\.1, rate_0"):
+        generate.look_up(value, "metrics.rate_0.2")
+
+
 def test_a_name_that_the_library_does_not_have_is_an_error():
     with pytest.raises(ValueError, match="defines no nothing"):
         generate.code_cell("# vitmini/patches.py: patchify, nothing")

@@ -120,10 +120,11 @@ def look_up(value: Any, keys: str) -> Any:
     if isinstance(value, list):
         first, _, rest = keys.partition(".")
         return look_up(value[int(first)], rest)
-    for key in sorted(value, key=len, reverse=True):
+    names = sorted(value, key=len, reverse=True) if isinstance(value, dict) else []
+    for key in names:
         if keys == key or keys.startswith(f"{key}."):
             return look_up(value[key], keys[len(key) + 1 :])
-    raise ValueError(f"no {keys} among {', '.join(value)}")
+    raise ValueError(f"no {keys} among {', '.join(names) or value}")
 
 
 def text_cell(source: str) -> str:

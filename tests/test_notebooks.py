@@ -175,7 +175,9 @@ def test_a_key_may_hold_a_dot_and_a_wrong_one_is_named():
     assert generate.look_up(value, "metrics.rate_0.1.mean") == 2.0
     assert generate.look_up(value, "metrics.rate_0") == 1.0
     assert generate.look_up(value, "seeds.1") == 4
-    with pytest.raises(ValueError, match=r"no rate_0\.2 among rate_0\.1, rate_0"):
+    with pytest.raises(ValueError, match=r"no rate_2 among rate_0\.1, rate_0"):
+        generate.look_up(value, "metrics.rate_2")
+    with pytest.raises(ValueError, match=r"no 2 among 1\.0"):
         generate.look_up(value, "metrics.rate_0.2")
 
 

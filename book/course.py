@@ -3,6 +3,7 @@
 * MathJax and its fonts are served by the book itself.
 * The public address reaches pages as `{{ repository }}`, `{{ colab }}` and so on.
 * `{stored-results}` lists book/results/*.json.
+* Pages show their text before any script runs, and weigh no more than they must.
 * Docstrings say `Shapes:`, `Raises:`, `Source:`, `Chapter:`; the reference shows them as fields
   and links the chapter.
 """
@@ -44,8 +45,10 @@ def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
         copy_asset_file(str(font), str(target / FONTS))
 
 
-def add_links(app: Sphinx, config: Config) -> None:
+def configure(app: Sphinx, config: Config) -> None:
     config["myst_substitutions"] = links()
+    # torch's own words for `forward` say nothing about a module of ours
+    config["autodoc_inherit_docstrings"] = False
 
 
 def show_fields(
@@ -79,10 +82,43 @@ def _chapter(match: re.Match) -> str:
 def mend_page(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
 ) -> None:
-    """Leave out the thebe scripts, which nothing here uses, and name the colour mode."""
-    scripts = context.get("script_files", [])
-    context["script_files"] = [s for s in scripts if "thebe" not in f"{s} {vars(s)}".lower()]
+    """Leave out the thebe scripts and styles, which nothing here uses; name the colour mode."""
+    for kind in ("script_files", "css_files"):
+        files = context.get(kind, [])
+        context[kind] = [f for f in files if "thebe" not in f"{f} {vars(f)}".lower()]
     context["default_mode"] = "auto"
+
+
+# What the theme's and Sphinx's templates write into each page, and what is better instead.
+MENDED = {
+    # 1.5 MB of icons as a script; the theme's style sheet draws the same ones from a font
+    r'<script defer src="[^"]*/fontawesome\.js[^"]*"></script>\s*': "",
+    # scripts wait until the text is there; only the next inline scripts need the options at once
+    r"<script(?=[^>]* src=)(?![^>]* defer)(?![^>]*documentation_options)": "<script defer",
+    # a second bar of buttons, hidden: the theme gives their work to these, not to those in sight
+    r'(?s)(<header id="pst-header"[^>]*>).*?(?=</header>)': r"\1",
+    # entries of a list are its items, also for a screen reader
+    'role="doc-biblioentry"': 'role="listitem"',
+}
+
+
+def restyle(app: Sphinx, env: object, *documents: set[str]) -> list[str]:
+    """Write every page anew when its looks changed; Sphinx would not even copy the style sheet."""
+    looks = [Path(__file__), *(ROOT / "book" / "static").glob("course.*")]
+    built = Path(app.outdir) / "objects.inv"
+    old = built.exists() and built.stat().st_mtime < max(p.stat().st_mtime for p in looks)
+    return sorted(app.project.docnames) if old else []
+
+
+def mend_html(app: Sphinx, error: Exception | None) -> None:
+    if error is not None or app.builder.format != "html":
+        return
+    for path in Path(app.outdir).rglob("*.html"):
+        html = mended = path.read_text(encoding="utf-8")
+        for pattern, replacement in MENDED.items():
+            mended = re.sub(pattern, replacement, mended)
+        if mended != html:
+            path.write_text(mended, encoding="utf-8")
 
 
 class StoredResults(SphinxDirective):
@@ -122,9 +158,12 @@ def _table(rows: Sequence[tuple[str, ...]]) -> nodes.table:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    app.connect("config-inited", add_links)
+    app.connect("config-inited", configure)
+    app.connect("env-get-outdated", restyle)
     app.connect("html-page-context", mend_page, priority=900)
     app.connect("autodoc-process-docstring", show_fields)
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", mend_html)
+    app.add_js_file("course.js", loading_method="defer")
     app.add_directive("stored-results", StoredResults)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

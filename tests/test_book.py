@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html as html_module
 import re
+from pathlib import Path
 
+import generate
 import pytest
 import yaml
 from conftest import NOTEBOOKS, ROOT
@@ -26,6 +29,11 @@ def test_the_page_was_built_from_the_present_source(page):
     assert html.exists() and html.stat().st_mtime >= source.stat().st_mtime, "run make book"
 
 
+def test_the_pages_wear_the_present_style():
+    for path in (ROOT / "book" / "static").glob("course.*"):
+        assert (HTML / "_static" / path.name).read_bytes() == path.read_bytes(), "run make book"
+
+
 @each_page
 def test_nothing_is_fetched_from_elsewhere(page):
     html = (HTML / f"{page}.html").read_text()
@@ -36,21 +44,122 @@ def test_nothing_is_fetched_from_elsewhere(page):
     assert outside == []
 
 
+def links_of(html):
+    return [html_module.unescape(link) for link in re.findall(r'<a\b[^>]*\shref="([^"]*)"', html)]
+
+
+def ids_of(html):
+    return set(re.findall(r'\s(?:id|name)="([^"]+)"', html))
+
+
+def dead_links(here: Path, html: str) -> list[str]:
+    """Links to pages of the book that are not there, or to places that are not on them."""
+    dead = []
+    for link in links_of(html):
+        path, _, place = link.partition("#")
+        target = (here.parent / path).resolve() if path else here
+        if not re.match(r"[a-z]+:", link) and not has_place(target, place, html, here):
+            dead.append(link)
+    return dead
+
+
+def has_place(target: Path, place: str, html: str, here: Path) -> bool:
+    if not target.is_file():
+        return False
+    # an empty place is the top of the page
+    return not place or place in ids_of(html if target == here else target.read_text())
+
+
 @each_page
-def test_internal_links_lead_somewhere(page):
+def test_internal_links_lead_to_a_place_that_is_there(page):
     here = HTML / f"{page}.html"
     html = here.read_text()
-    for link in re.findall(r'<a [^>]*href="([^"#:]+)(?:#[^"]*)?"', html):
-        assert (here.parent / link).resolve().exists(), link
+    assert len(links_of(html)) > len(PAGES)
+    assert dead_links(here, html) == []
+
+
+def test_dead_links_are_found():
+    here, page = HTML / "book" / "index.html", 'href="how-to-use.html'
+    html = f'<a {page}">1</a><a {page}#none">2</a><a href="none.html">3</a><a href="#x">4</a>'
+    assert dead_links(here, html) == ["how-to-use.html#none", "none.html", "#x"]
+
+
+def outward(html: str) -> list[str]:
+    """Links to the repository or to Colab that do not lead to a file of this checkout."""
+    where, wrong = generate.links(), []
+    for link in links_of(html):
+        owner = re.escape(where["repository"].rsplit("/", 1)[0])
+        host = re.match(rf"({owner}|https://colab\.research\.google\.com)/", link)
+        ours = re.fullmatch(rf"{where['source']}/([\w./-]+?)(?:#L\d+)?", link)
+        colab = re.fullmatch(rf"{where['colab']}/([\w-]+\.ipynb)", link)
+        file = ROOT / ours[1] if ours else ROOT / "notebooks" / colab[1] if colab else None
+        elsewhere = (where["repository"], f"{where['repository']}/issues")
+        if host and not (file.exists() if file else link.startswith(elsewhere)):
+            wrong.append(link)
+    return wrong
 
 
 @each_page
-def test_every_image_has_a_text(page):
-    html = (HTML / f"{page}.html").read_text()
+def test_links_to_the_repository_and_to_colab_lead_to_files_that_are_there(page):
+    assert outward((HTML / f"{page}.html").read_text()) == []
+
+
+def test_wrong_links_to_the_repository_are_found():
+    where = generate.links()
+    good = [f"{where['source']}/vitmini/patches.py", f"{where['colab']}/00-start.ipynb"]
+    bad = [
+        f"{where['source']}/vitmini/nothing.py",
+        f"{where['colab']}/99-nothing.ipynb",
+        "https://colab.research.google.com/github/someone/else/blob/main/notebooks/00-start.ipynb",
+    ]
+    assert outward("".join(f'<a href="{link}">x</a>' for link in good + bad)) == bad
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_chapter_links_its_notebook_on_colab_and_its_modules(path):
+    html = (HTML / "notebooks" / f"{path.stem}.html").read_text()
+    head, _, article = html.partition("<article")
+    where = generate.links()
+    assert f"{where['colab']}/{path.stem}.ipynb" in links_of(head), "the button at the top"
+    facts = links_of(article.partition("<h2")[0])
+    assert f"{where['colab']}/{path.stem}.ipynb" in facts
+    chapter = (ROOT / "book" / "chapters" / f"{path.stem}.md").read_text()
+    modules = yaml.safe_load(chapter.split("---")[1])["course"].get("modules", [])
+    assert [f"{where['source']}/{m}" for m in modules] == [x for x in facts if "/vitmini/" in x]
+
+
+def poor_texts(html: str) -> list[str]:
+    """Images whose text is missing, short, a file name, or that of another image."""
     article = html[html.index("<article") :]
-    for image in re.findall(r"<img [^>]*>", article):
-        alt = re.search(r'alt="([^"]*)"', image)
-        assert alt and len(alt[1]) > 20 and not alt[1].startswith(("../", "data:")), image[:200]
+    poor, seen = [], set()
+    for image in re.findall(r"<img\b[^>]*>", article):
+        text = re.search(r'\salt="([^"]*)"', image)
+        words = text[1].split() if text else []
+        if (
+            len(words) < 6
+            or re.search(r"[\w-]\.(png|svg|jpe?g|webp)\b", text[1])
+            or text[1] in seen
+        ):
+            poor.append(image[:200])
+        seen.add(text and text[1])
+    return poor
+
+
+@each_page
+def test_every_image_has_a_text_that_says_what_it_shows(page):
+    assert poor_texts((HTML / f"{page}.html").read_text()) == []
+
+
+def test_poor_texts_of_images_are_found():
+    good = '<img src="a.png" alt="Two curves that fall, the left one faster.">'
+    poor = [
+        '<img src="b.png">',
+        '<img src="b.png" alt="">',
+        '<img src="b.png" alt="A figure.">',
+        '<img src="b.png" alt="see the picture in ../_images/b.png here">',
+        good,  # again
+    ]
+    assert poor_texts(f"<article>{good}{''.join(poor)}") == poor
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -339,7 +339,7 @@ def attention_costs(results: Sequence[Mapping[str, Any]]) -> Figure:
                 name = way.replace("_", " ")
                 axes.loglog(curves["tokens"], values, mark, color=color, label=name, markersize=5)
             axes.set(xlabel="tokens", ylabel=label)
-            shown = curves["tokens"][:: max(1, len(curves["tokens"]) // 4)]
+            shown = curves["tokens"][:: -(-len(curves["tokens"]) // 4)]
             axes.set_xticks(shown, [str(t) for t in shown])
             axes.minorticks_off()
         row[0].set_title(result["device"], loc="left", fontsize=10)

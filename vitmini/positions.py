@@ -79,7 +79,7 @@ class RelativePositionBias(nn.Module):
     Shapes: returns (heads, T, T) with T = prefix + N, query first. Starts at zero.
         Parameters: heads * ((2 * rows - 1) * (2 * columns - 1) + 3).
     Raises: `ValueError` when a number is not positive (`num_prefix_tokens`: negative).
-    Source: Bao et al. 2022, "BEiT", section 2.4 and its code (a bias, as in T5 and Swin). The
+    Source: Bao et al. 2022, "BEiT", as in its code (a bias, as in T5 and Swin). The
         relative embedding of Dosovitskiy et al. 2021, appendix D.4, also depends on the query.
     Chapter: 2
     """

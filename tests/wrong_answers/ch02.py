@@ -95,6 +95,11 @@ def pair_first(rows, columns):
     return (p[:, None] - p[None]).permute(2, 0, 1)
 
 
+def in_floats(rows, columns):
+    p = places(rows, columns).float()
+    return p[:, None] - p[None]
+
+
 def distance_in_rows_only(rows, columns):
     p = places(rows, columns)
     return (p[:, None] - p[None]) * torch.tensor([1, 0])
@@ -160,6 +165,7 @@ WRONG = {
         (divided_by_rows, "divide by columns, not by rows"),
         (without_sign, "the sign is missing"),
         (pair_first, "is the last dimension"),
+        (in_floats, "whole numbers"),
         (distance_in_rows_only, "the offsets of a grid"),
     ],
     "is_equivariant": [
@@ -167,8 +173,8 @@ WRONG = {
         (exact, "the sums are rounded"),
         (by_a_flip, "take a random order"),
         (by_a_shift, "a shift commutes"),
-        (same_order, "really another"),
-        (moves_the_batch, "really another"),
+        (same_order, "really another one"),
+        (moves_the_batch, "really another one"),
         (last_two_only, "'x + positions' is not equivariant"),
     ],
 }

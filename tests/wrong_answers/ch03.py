@@ -28,6 +28,11 @@ def overflowing(scores, values):
     return exp / exp.sum(-1, keepdim=True) @ values
 
 
+def largest_of_all_subtracted(scores, values):
+    exp = (scores - scores.max()).exp()
+    return exp / exp.sum(-1, keepdim=True) @ values
+
+
 def without_transpose(x, heads):
     B, T, D = x.shape
     return x.view(B, T, heads, D // heads)
@@ -89,6 +94,13 @@ def joined_without_transpose(x, weight, heads):
     return attention(x, weight, heads, join=False)
 
 
+def heads_before_the_three(x, weight, heads):
+    B, T, D = x.shape
+    q, k, v = (x @ weight.T).view(B, T, heads, 3, D // heads).permute(3, 0, 2, 1, 4)
+    out = (q @ k.transpose(-2, -1) / (D // heads) ** 0.5).softmax(-1) @ v
+    return out.transpose(1, 2).reshape(B, T, D)
+
+
 def left_apart(x, weight, heads):
     B, T, _ = x.shape
     return attention(x, weight, heads).view(B, T, heads, -1).transpose(1, 2)
@@ -110,6 +122,7 @@ WRONG = {
         (winner_takes_all, "softmax, not argmax"),
         (weights_only, "those are the weights"),
         (overflowing, "exp overflows"),
+        (largest_of_all_subtracted, "not the largest of all"),
     ],
     "split_heads": [
         (without_transpose, "transpose dimensions 1 and 2"),
@@ -127,6 +140,7 @@ WRONG = {
         (one_wide_head, "one head of width D"),
         (joined_without_transpose, "the heads are joined wrongly"),
         (left_apart, "side by side again"),
+        (heads_before_the_three, "split queries, keys and values first"),
         (matrix_not_transposed, "head by head"),
     ],
     "padding_mask": [

@@ -123,6 +123,10 @@ def relative_offsets(function: Callable[[int, int], Any]) -> None:
             "a row of the grid holds `columns` patches: divide by columns, not by rows",
         )
         expect(
+            not got.is_floating_point(),
+            f"offsets are whole numbers, got {got.dtype}: divide with //, not /",
+        )
+        expect(
             same(got, target),
             f"the offsets of a grid of {rows}x{columns} are wrong: patch 0 to patch {N - 1} should "
             f"be {target[0, N - 1].tolist()}, it is {got[0, N - 1].tolist()}",
@@ -145,8 +149,13 @@ def is_equivariant(function: Callable[[Callable[[Tensor], Tensor], Tensor], Any]
         (True, "attention", attention, "compare with torch.allclose: the sums are rounded"),
         (True, "x @ W", lambda x: x @ W, "rounding again?"),
         (True, "the mean", lambda x: x.mean(1, keepdim=True).expand_as(x), "rounding again?"),
-        (False, "x + positions", lambda x: x + table, "is the order of your tokens really another"),
-        (False, "cumsum", lambda x: x.cumsum(1), "is the order of your tokens really another"),
+        (
+            False,
+            "x + positions",
+            lambda x: x + table,
+            "is your order really another one? Try several",
+        ),
+        (False, "cumsum", lambda x: x.cumsum(1), "is your order really another one? Try several"),
         (False, "flip", lambda x: x.flip(1), "a flip commutes with a flip: take a random order"),
         (
             False,

@@ -47,6 +47,13 @@ def weighted_average(function: Callable[[Tensor, Tensor], Any]) -> None:
         "a score of 1000 gives nan: exp overflows; subtract the row's largest score first, "
         "or use torch.softmax, which does",
     )
+    far = torch.tensor([[1000.0, 1000.0], [0.0, 0.0]])
+    got = expect_tensor(attempt(function, far, torch.eye(2)), (2, 2), {})
+    expect(
+        bool(got.isfinite().all()) and same(got, torch.full((2, 2), 0.5)),
+        "rows that lie far apart go wrong: subtract the largest score of each row, "
+        "not the largest of all",
+    )
     confirm("3.1", "softmax over the keys, then a weighted average of the values")
 
 
@@ -106,6 +113,9 @@ def self_attention(function: Callable[[Tensor, Tensor, int], Any]) -> None:
                 order=(2, 1, 0)
             ),
             "the softmax runs over the keys, the last dimension": dict(dim=-2),
+            "split queries, keys and values first, then each into heads: (B, T, 3, heads, d)": dict(
+                heads_first=True
+            ),
             "that is one head of width D: split queries, keys and values into heads": dict(heads=1),
             "the heads are joined wrongly: transpose back to (B, T, heads, d) before the reshape": (
                 dict(join=False)
@@ -127,10 +137,14 @@ def _attention(
     order: tuple[int, int, int] = (0, 1, 2),
     dim: int = -1,
     join: bool = True,
+    heads_first: bool = False,
 ) -> Tensor:
     """The right answer, and with other arguments the usual wrong ones."""
     B, T, D = x.shape
-    parts = (x @ weight.T).view(B, T, 3, heads, D // heads).permute(2, 0, 3, 1, 4)
+    if heads_first:
+        parts = (x @ weight.T).view(B, T, heads, 3, D // heads).permute(3, 0, 2, 1, 4)
+    else:
+        parts = (x @ weight.T).view(B, T, 3, heads, D // heads).permute(2, 0, 3, 1, 4)
     q, k, v = (parts[i] for i in order)
     scores = q @ k.transpose(-2, -1) * ((D // heads) ** -0.5 if scale is None else scale)
     out = scores.softmax(dim) @ v  # (B, heads, T, d)

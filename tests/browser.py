@@ -5,6 +5,7 @@ python tests/browser.py --install finds a Chromium or installs one.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gzip
 import http.server
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -30,13 +32,8 @@ ARGUMENTS = [
 LOOK = Path(__file__).with_suffix(".js")
 # what GitHub Pages compresses
 COMPRESSED = {".html", ".css", ".js", ".svg", ".json"}
-# a slow line: bytes a second, and milliseconds before each answer
-LINE = {
-    "offline": False,
-    "latency": 40,
-    "downloadThroughput": 10e6 / 8,
-    "uploadThroughput": 10e6 / 8,
-}
+# a slow line: bytes a second, and seconds until an answer comes
+RATE, LATENCY = 10e6 / 8, 0.04
 # the moments at which the page's first words and the article's first paragraph are painted
 PAINTS = """
 window.paints = {};
@@ -90,6 +87,9 @@ def install() -> str:
     return path
 
 
+PATIENCE = 120_000  # milliseconds; on a busy machine a page that opens in one second took thirty
+
+
 class Handler(http.server.SimpleHTTPRequestHandler):
     """Serve files as GitHub Pages does: compressed, many over one connection."""
 
@@ -100,21 +100,29 @@ class Handler(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def setup(self):
+        super().setup()
+        self.server.wait(2)  # TCP and TLS shake hands
+
     def do_GET(self):
         path = Path(self.translate_path(self.path))
         if not path.is_file():
             self.send_error(404)
             return
+        body = content(path, path.stat().st_mtime_ns)
+        self.server.wait(1)
         if self.path.endswith("?slow"):
             time.sleep(1.5)
-        body = content(path, path.stat().st_mtime_ns)
         self.send_response(200)
         self.send_header("Content-Type", self.guess_type(path))
         self.send_header("Content-Length", str(len(body)))
         if path.suffix in COMPRESSED:
             self.send_header("Content-Encoding", "gzip")
         self.end_headers()
-        self.wfile.write(body)
+        for start in range(0, len(body), 8192):
+            self.server.wait_for_line(8192)
+            self.wfile.write(body[start : start + 8192])
+            self.wfile.flush()
 
 
 @functools.cache
@@ -124,16 +132,38 @@ def content(path: Path, changed: int) -> bytes:
 
 
 class Server(http.server.ThreadingHTTPServer):
+    """A folder on the web. A slow one makes all its connections share a line of RATE.
+
+    (Chromium can act as if its network were slow, but then one visit in twenty never ends.)
+    """
+
+    def __init__(self, folder: Path, slow: bool):
+        super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+        self.slow, self.lock, self.free_at = slow, threading.Lock(), 0.0
+
+    def wait(self, times: int) -> None:
+        if self.slow:
+            time.sleep(times * LATENCY)
+
+    def wait_for_line(self, size: int) -> None:
+        if self.slow:
+            with self.lock:
+                self.free_at = max(self.free_at, time.monotonic()) + size / RATE
+                wait = self.free_at - time.monotonic()
+            time.sleep(max(0.0, wait))
+
     def handle_error(self, request, client):
         # a browser may hang up in the middle of an answer
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client)
 
 
-def serve(folder: Path) -> Server:
-    server = Server(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder)))
+@contextlib.contextmanager
+def served(folder: Path, slow: bool = False) -> Iterator[str]:
+    server = Server(folder, slow)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
 
 
 class Visit:
@@ -142,6 +172,7 @@ class Visit:
     def __init__(self, chromium, address: str, width=1280, **options):
         self.width = width
         self.context = chromium.new_context(viewport={"width": width, "height": 800}, **options)
+        self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
         self.problems: list[str] = []
         self.page.on("console", self._console)
@@ -202,7 +233,7 @@ def _axe() -> str:
 
 
 class FirstVisit(Visit):
-    """A visit over a slow line, with an empty cache: bytes of each file, and when text is there."""
+    """A visit with an empty cache: the bytes of each file, and when the text was there."""
 
     def _open(self, address):
         network = self.context.new_cdp_session(self.page)
@@ -214,7 +245,6 @@ class FirstVisit(Visit):
             lambda e: sizes.update({e["requestId"]: int(e["encodedDataLength"])}),
         )
         network.send("Network.enable")
-        network.send("Network.emulateNetworkConditions", LINE)
         self.page.add_init_script(PAINTS)
         before = crowd()
         super()._open(address)
@@ -223,7 +253,6 @@ class FirstVisit(Visit):
         self.crowd = (before + crowd()) / 2
         # a picture inside the HTML is no file of its own
         self.sizes = {names[k]: n for k, n in sizes.items() if names[k].startswith("http")}
-        network.detach()  # from now on the line is fast
 
 
 def _url(event) -> str:

@@ -24,9 +24,14 @@ WHOLE_PAGE, SHARED = 2_000_000, 1_000_000
 
 @pytest.fixture(scope="session")
 def site():
-    server = browser.serve(HTML)
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    with browser.served(HTML) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def slow_site():
+    with browser.served(HTML, slow=True) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +48,8 @@ def page(request):
 
 
 @pytest.fixture(scope="module")
-def phone(chromium, site, page):
-    visit = best_first_visit(chromium, f"{site}/{page}.html", has_touch=True)
+def phone(chromium, slow_site, page):
+    visit = best_first_visit(chromium, f"{slow_site}/{page}.html", has_touch=True)
     yield visit
     visit.close()
 
@@ -430,9 +435,8 @@ def test_errors_are_found(open_page):
 
 
 @pytest.fixture
-def planted(tmp_path):
-    """A server of the book whose first page has something more in its head and in its text."""
-    servers = []
+def planted(chromium, tmp_path):
+    """A first visit to a page that has something more in its head and in its text."""
     for name in ("_static", "_images", "searchindex.js"):
         (tmp_path / name).symlink_to(HTML / name)
 
@@ -440,24 +444,21 @@ def planted(tmp_path):
         html = (HTML / f"{PAGES[0]}.html").read_text()
         html = html.replace("</head>", f"{head}</head>").replace("<article", f"{text}<article")
         (tmp_path / "book").mkdir()
-        (tmp_path / "book" / "index.html").write_text(html)
-        servers.append(browser.serve(tmp_path))
-        return f"http://127.0.0.1:{servers[-1].server_port}/book/index.html"
+        (tmp_path / "book" / "planted.html").write_text(html)
+        with browser.served(tmp_path, slow=True) as address:
+            visit = FirstVisit(chromium, f"{address}/book/planted.html", PHONE)
+            visit.close()
+        return visit
 
-    yield planted
-    for server in servers:
-        server.shutdown()
+    return planted
 
 
-def test_a_script_that_holds_up_the_text_is_found(chromium, planted):
-    address = planted(head='<script src="../_static/doctools.js?slow"></script>')
-    visit = best_first_visit(chromium, address, tries=1)
-    visit.close()
+def test_a_script_that_holds_up_the_text_is_found(planted):
+    visit = planted(head='<script src="../_static/doctools.js?slow"></script>')
     assert visit.painted > SECOND
 
 
-def test_a_page_that_is_too_heavy_is_found(chromium, planted):
+def test_a_page_that_is_too_heavy_is_found(planted):
     noise = np.random.default_rng(0).bytes(1_000_000).hex()
-    visit = best_first_visit(chromium, planted(text=f"<!-- {noise} {noise} -->"), tries=1)
-    visit.close()
+    visit = planted(text=f"<!-- {noise} {noise} -->")
     assert sum(visit.sizes.values()) > WHOLE_PAGE

@@ -17,7 +17,8 @@ from vitmini.attention import Attention, attention_by_hand, attention_weights
 from vitmini.augment import random_affine, random_flip
 from vitmini.benchmark import measure_time, peak_memory
 from vitmini.data import ImageData, load_data, load_photo
-from vitmini.encoder import MLP, Block, DropPath, LayerScale
+from vitmini.encoder import MLP, Block, DropPath, LayerScale, drop_path_rates
+from vitmini.initialisation import init_weights
 from vitmini.model import ViT, ViTConfig, create_model, list_models
 from vitmini.patches import PatchEmbed, patch_grid, patchify, unpatchify
 from vitmini.positions import (
@@ -53,7 +54,9 @@ __all__ = [
     "checks",
     "choose_profile",
     "create_model",
+    "drop_path_rates",
     "evaluate",
+    "init_weights",
     "list_models",
     "list_pretrained",
     "list_results",

@@ -14,13 +14,17 @@ from vitmini.attention import Attention
 class MLP(nn.Module):
     """Two linear layers with a GELU between them, applied to each token alone.
 
-    Shapes: x (B, T, D) -> (B, T, D), through a hidden width `hidden_dim`.
-    Source: Dosovitskiy et al. 2021, section 3.1.
+    Shapes: x (B, T, D) -> (B, T, D), through a hidden width `hidden_dim`. `gelu="tanh"` is the
+        approximation that Google's weights were trained with.
+    Raises: `ValueError` when `gelu` is neither "exact" nor "tanh".
+    Source: Dosovitskiy et al. 2021, section 3.1; Hendrycks & Gimpel 2016 (GELU).
     Chapter: 4
     """
 
     def __init__(self, dim: int, hidden_dim: int, gelu: str = "exact", dropout: float = 0.0):
         super().__init__()
+        if gelu not in ("exact", "tanh"):
+            raise ValueError(f"gelu must be exact or tanh, got {gelu!r}")
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
         self.fc2 = nn.Linear(hidden_dim, dim)
@@ -50,7 +54,16 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x
         keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
-        return x * keep.to(x.dtype) / (1 - self.rate)
+        return x * (keep.to(x.dtype) / (1 - self.rate))
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """The linear rule: 0 in the first of `depth` blocks, `rate` in the last, even steps between.
+
+    Source: Huang et al. 2016, eq. 4; Touvron et al. 2021, Table 9.
+    Chapter: 4
+    """
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
 class LayerScale(nn.Module):
@@ -64,7 +77,11 @@ class LayerScale(nn.Module):
     def __init__(self, dim: int, init: float):
         super().__init__()
         self.init = init
-        self.gamma = nn.Parameter(torch.full((dim,), float(init)))
+        self.gamma = nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.gamma, self.init)
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
@@ -75,8 +92,8 @@ class Block(nn.Module):
 
     Shapes: x (B, T, D) -> (B, T, D). `norm="pre"` normalises the branch's input, as the ViT
         does; `norm="post"` normalises after the sum, as the first transformer did.
-    Raises: `ValueError` from `Attention` and `DropPath`.
-    Source: Dosovitskiy et al. 2021, eq. 2 and 3.
+    Raises: `ValueError` for another `norm`, and from `Attention`, `MLP` and `DropPath`.
+    Source: Dosovitskiy et al. 2021, eq. 2 and 3; Vaswani et al. 2017, section 3.1 (post-norm).
     Chapter: 4
     """
 
@@ -95,6 +112,8 @@ class Block(nn.Module):
         rel_pos: nn.Module | None = None,
     ):
         super().__init__()
+        if norm not in ("pre", "post"):
+            raise ValueError(f"norm must be pre or post, got {norm!r}")
         self.pre_norm = norm == "pre"
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = Attention(dim, num_heads, qkv_bias, dropout, rel_pos)

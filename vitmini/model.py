@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitmini.encoder import Block
+from vitmini.encoder import Block, drop_path_rates
+from vitmini.initialisation import SCHEMES, init_weights
 from vitmini.patches import PatchEmbed, patch_grid
 from vitmini.positions import LearnedPositions2D, RelativePositionBias, sincos_positions
 
@@ -21,7 +22,7 @@ _CHOICES = {
     "pos_embed": ("learned", "learned2d", "sincos2d", "relative", "none"),
     "norm": ("pre", "post"),
     "gelu": ("exact", "tanh"),
-    "init": ("deit", "google"),
+    "init": tuple(SCHEMES),
 }
 
 
@@ -132,10 +133,9 @@ class ViT(nn.Module):
             prefix = torch.zeros(self.num_prefix_tokens, c.dim)
             self.register_buffer("pos_embed", torch.cat([prefix, positions])[None])
         self.pos_drop = nn.Dropout(c.dropout)
-        rates = [c.drop_path * i / max(c.depth - 1, 1) for i in range(c.depth)]  # 0 up to the rate
         rest = (c.layer_scale, c.norm, c.norm_eps, c.gelu)
         self.blocks = nn.Sequential()
-        for rate in rates:
+        for rate in drop_path_rates(c.drop_path, c.depth):
             bias = None
             if c.pos_embed == "relative":  # each layer has a table of its own
                 bias = RelativePositionBias(self.grid, c.num_heads, self.num_prefix_tokens)
@@ -145,32 +145,7 @@ class ViT(nn.Module):
         self.head = nn.Linear(c.dim, c.num_classes)
         if c.distilled:
             self.head_dist = nn.Linear(c.dim, c.num_classes)
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """Draw fresh weights, as `config.init` says. Chapter: 5."""
-        google = self.config.init == "google"
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
-                if google:  # queries, keys and values are one matrix here, three there
-                    for weight in module.weight.chunk(3 if name.endswith("qkv") else 1):
-                        nn.init.xavier_uniform_(weight)
-                else:
-                    nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for _, parameter in self.named_parameters(recurse=False):  # tokens and positions
-            nn.init.trunc_normal_(parameter, std=0.02)
-        if google:
-            conv = self.patch_embed.proj
-            nn.init.trunc_normal_(conv.weight, std=conv.weight[0].numel() ** -0.5)
-            nn.init.constant_(conv.get_parameter("bias"), 0.0)
-            if self.config.pool == "cls":
-                nn.init.zeros_(self.cls_token)
-        if google or self.config.zero_head:
-            heads = [self.head, self.head_dist] if self.config.distilled else [self.head]
-            for head in heads:
-                nn.init.zeros_(head.weight)
+        init_weights(self, c.init, c.zero_head)
 
     def positions(self) -> Tensor | None:
         """What is added to the tokens, (1, T, D), or None. Chapter: 2."""

@@ -58,6 +58,9 @@ class LearnedPositions2D(nn.Module):
         self.prefix = nn.Parameter(torch.zeros(num_prefix_tokens, dim))
         self.rows = nn.Parameter(torch.zeros(self.grid[0], dim // 2))
         self.columns = nn.Parameter(torch.zeros(self.grid[1], dim // 2))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
         for table in self.parameters():
             nn.init.trunc_normal_(table, std=0.02)
 
@@ -94,6 +97,10 @@ class RelativePositionBias(nn.Module):
         rows, columns = self.grid
         self.offsets = nn.Parameter(torch.zeros(num_heads, 2 * rows - 1, 2 * columns - 1))
         self.prefix = nn.Parameter(torch.zeros(num_heads, 3))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.offsets)
+        nn.init.zeros_(self.prefix)
 
     def forward(self) -> Tensor:
         (rows, columns), P = self.grid, self.num_prefix_tokens

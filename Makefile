@@ -4,7 +4,7 @@
 #   make test         all tests: library, notebooks, book, browser
 #   make serve        the book at http://localhost:8000
 #   make notebooks    write notebooks/*.ipynb from book/chapters and vitmini; execute what changed
-#   make results      redo the recorded experiments that a CPU can do (about two hours, most of
+#   make results      redo the recorded experiments that a CPU can do (about four hours, most of
 #                     them for CIFAR-10; a second call goes on where the first one stopped)
 #   make test-library [TORCH=2.6.*] [PYTHON=python3.10] [VENV=/tmp/old]
 #                     the tests of the library alone, with another PyTorch, Python and environment
@@ -58,7 +58,7 @@ notebooks: $(INSTALLED)
 	$(BIN)/python book/draw.py
 	$(BIN)/python book/generate.py
 
-RESULTS := train-digits patch-size-digits pooling-digits attention-digits attention-cost-cpu positions-cifar10
+RESULTS := train-digits patch-size-digits pooling-digits attention-digits attention-cost-cpu positions-cifar10 initialisation-cifar10
 results: $(INSTALLED)
 	for name in $(RESULTS); do VITMINI_PROFILE=cpu $(BIN)/python -m vitmini experiment $$name || exit 1; done
 

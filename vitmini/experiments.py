@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from vitmini.attention import Attention, attention_by_hand
 from vitmini.benchmark import measure_time, peak_memory
 from vitmini.data import ImageData, describe_data, load_data
+from vitmini.initialisation import SCHEMES
 from vitmini.model import create_model
 from vitmini.profiles import Profile, device_name
 from vitmini.records import code_version, provenance, summarize
@@ -70,6 +71,19 @@ def positions_cifar10(profile: Profile) -> dict[str, Any]:
     kinds = ("none", "learned", "learned2d", "sincos2d", "relative")
     arms: dict[str, tuple[dict, dict]] = {kind: ({"pos_embed": kind}, {}) for kind in kinds}
     return _train_arms("positions-cifar10", profile, seeds, arms, recipe, model, data, words)
+
+
+def initialisation_cifar10(profile: Profile) -> dict[str, Any]:
+    """Train one small ViT from weights drawn by each scheme, all else equal. Chapter: 5."""
+    seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
+    recipe, count, model = _small_cifar(profile)
+    data = load_data(recipe.data)
+    data, words = _first_images(data, count, recipe)
+    arms: dict[str, tuple[dict, dict]] = {scheme: ({"init": scheme}, {}) for scheme in SCHEMES}
+    # The authors of the mimetic scheme use it with sines and cosines: the pair, and its twin.
+    for scheme in ("deit", "mimetic"):
+        arms[f"{scheme}_sincos2d"] = ({"init": scheme, "pos_embed": "sincos2d"}, {})
+    return _train_arms("initialisation-cifar10", profile, seeds, arms, recipe, model, data, words)
 
 
 def pooling_digits(profile: Profile) -> dict[str, Any]:
@@ -270,6 +284,7 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "train-digits": train_digits,
     "patch-size-digits": patch_size_digits,
     "positions-cifar10": positions_cifar10,
+    "initialisation-cifar10": initialisation_cifar10,
     "pooling-digits": pooling_digits,
     "attention-digits": attention_digits,
     "attention-cost-cpu": attention_cost_cpu,

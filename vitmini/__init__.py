@@ -16,6 +16,13 @@ if tuple(int(v) for v in _torch.__version__.split("+")[0].split(".")[:2]) < (2, 
 from vitmini.attention import Attention, attention_by_hand, attention_weights
 from vitmini.augment import random_affine, random_flip
 from vitmini.benchmark import measure_time, peak_memory
+from vitmini.convert import (
+    from_huggingface,
+    from_pretrained,
+    from_timm,
+    from_torchvision,
+    load_npz,
+)
 from vitmini.data import ImageData, load_data, load_photo
 from vitmini.encoder import MLP, Block, DropPath, LayerScale, drop_path_rates
 from vitmini.initialisation import init_weights
@@ -56,12 +63,17 @@ __all__ = [
     "create_model",
     "drop_path_rates",
     "evaluate",
+    "from_huggingface",
+    "from_pretrained",
+    "from_timm",
+    "from_torchvision",
     "init_weights",
     "list_models",
     "list_pretrained",
     "list_results",
     "load_card",
     "load_data",
+    "load_npz",
     "load_photo",
     "load_pretrained",
     "load_result",

@@ -271,6 +271,57 @@ def attention() -> None:
     save(figure, "03-build.png")
 
 
+def whole_model() -> None:
+    """A photograph through the embedded model: its tokens, class token and answers are real."""
+    model, card = vm.load_pretrained("vit_cifar_mini"), vm.load_card("vit_cifar_mini")
+    photo = vm.load_photo("cat", 32)
+    mean, std = (torch.tensor(card[k]).view(3, 1, 1) for k in ("mean", "std"))
+    with torch.no_grad():
+        first = model.embed(((photo / 255 - mean) / std)[None])
+        last = model.norm(model.blocks(first))
+        chances = model.head(last[:, 0]).softmax(1)[0]
+    figure, axes = canvas(8, 3.9)
+    show(axes, photo, 0.5, 14, 17, 17)
+    grid(axes, 0.5, 14, 17, 8)
+    axes.text(9, 6.5, "an image in\n64 patches", ha="center", va="center", fontsize=13)
+    arrow(axes, 18.5, 22.5, 2.5)
+    rows = [0, 1, 9, 17, 25, 33, 41, 49, 57]  # the class token and one patch of each row
+
+    def column(tokens: torch.Tensor, x: float) -> None:
+        kept = tokens[0, rows, :10]
+        bars(axes, kept / kept.abs().quantile(0.95), x, 31.5, 9, 2.3)
+        axes.add_patch(Rectangle((x - 0.3, 31.2), 9.6, 2.3, fill=False, ec=RED, lw=2.2))
+
+    column(first, 22.5)
+    axes.text(
+        27,
+        6.5,
+        "class token and\n64 patches, with\npositions",
+        ha="center",
+        va="center",
+        fontsize=13,
+    )
+    arrow(axes, 33, 22.5, 2.5)
+    for i in range(4):
+        box(axes, 37 + 0.9 * i, 13 + 0.9 * i, 9, 15, "block" if i == 3 else "", SKY)
+    axes.text(43, 6.5, "4 encoder blocks\nand a norm", ha="center", va="center", fontsize=13)
+    arrow(axes, 50, 22.5, 2.5)
+    column(last, 54)
+    axes.text(58.5, 6.5, "what they know\nnow", ha="center", va="center", fontsize=13)
+    arrow(axes, 64.3, 32.6, 2.5)
+    best = chances.topk(4)
+    for i, (chance, label) in enumerate(
+        zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ):
+        y = 30 - 4.6 * i
+        axes.add_patch(Rectangle((69, y), 10 * chance, 1.7, color=BLUE))
+        words = f"{card['classes'][label]} {chance:.0%}"
+        axes.text(69, y + 2.9, words, ha="left", va="center", fontsize=12)
+    axes.text(73.5, 6.5, "head: ten\nclasses", ha="center", va="center", fontsize=13)
+    axes.set(xlim=(0, 80), ylim=(0, 39))
+    save(figure, "06-build.png")
+
+
 def main() -> None:
     STATIC.mkdir(exist_ok=True)
     svg("icon.svg", 64, 64, "Sixteen coloured tiles", icon())
@@ -282,6 +333,7 @@ def main() -> None:
     patches()
     positions()
     attention()
+    whole_model()
 
 
 if __name__ == "__main__":

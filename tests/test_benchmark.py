@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import subprocess
 import sys
 import time
@@ -11,6 +13,8 @@ import torch
 from conftest import ROOT, vitmini
 
 import vitmini as vm
+from vitmini.__main__ import main
+from vitmini.benchmark import _build_all, measure_turns
 
 
 def test_ways_take_turns_after_a_warm_up():
@@ -18,7 +22,7 @@ def test_ways_take_turns_after_a_warm_up():
     times = vm.measure_time(
         {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=3
     )
-    assert calls == ["a", "b"] * 4
+    assert calls == list("abbaabba")  # the first turn warms up
     assert set(times) == {"a", "b"}
 
 
@@ -69,3 +73,77 @@ def test_the_gpu_experiment_says_that_it_needs_one(tmp_path):
     done = vitmini("experiment", "attention-cost-gpu", "--out", tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "attention-cost-gpu needs a CUDA device" in done.stderr
+
+
+TINY = vm.ViTConfig(8, 4, num_classes=3, dim=16, depth=1, num_heads=2)
+
+
+def test_turns_run_each_way_once_and_begin_with_another_one():
+    order = []
+    ways = {name: functools.partial(order.append, name) for name in "abc"}
+    turns = measure_turns(ways, repeats=3)
+    assert "".join(order) == "abc" + "bca" + "cab" + "abc"
+    assert all(len(times) == 3 and min(times) >= 0 for times in turns.values())
+
+
+def test_a_comparison_has_vitmini_and_its_peers():
+    speeds = vm.compare_models(TINY, batch_size=2, repeats=2)
+    assert list(speeds) == ["vitmini", "timm", "torchvision", "Hugging Face"]
+    assert speeds["vitmini"].step_ratio == speeds["vitmini"].forward_ratio == 1
+    for speed in speeds.values():
+        assert speed.forward > 0 and speed.step > 0 and speed.memory > 0
+
+
+def test_peers_are_the_same_model():
+    """The logits agree when they get vitmini's weights, so that the race is a fair one."""
+    built = _build_all(TINY)
+    ours = built.pop("vitmini").eval()
+    counts = {sum(p.numel() for p in m.parameters()) for m in (ours, *built.values())}
+    assert len(counts) == 1
+    convert = {"timm": vm.from_timm, "torchvision": vm.from_torchvision}
+    convert["Hugging Face"] = lambda model: vm.from_huggingface(model.model)
+    for name, model in built.items():
+        assert convert[name](model).config == ours.config, name
+
+
+def test_peers_that_are_not_installed_are_left_out(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert list(_build_all(TINY)) == ["vitmini", "torchvision"]
+
+
+@pytest.mark.parametrize("change", [{"distilled": True}, {"pool": "mean"}, {"image_size": (8, 4)}])
+def test_only_a_plain_vit_can_be_compared(change):
+    with pytest.raises(ValueError, match="needs a plain ViT"):
+        vm.compare_models(dataclasses.replace(TINY, **change))
+
+
+def test_benchmark_prints_ratios_first(capsys, monkeypatch):
+    monkeypatch.setattr("vitmini.__main__.COMPARED", ("vit_cifar",))
+    monkeypatch.setattr("vitmini.__main__.get_config", lambda name: TINY)
+    assert main(["benchmark", "--repeats", "1", "--batch", "2", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "below 1 vitmini is the faster one" in lines[0]
+    assert lines[2].startswith("vit_cifar: batch 2, float32, CPU")
+    assert [line.split("  ")[0] for line in lines[4:]] == [
+        "vitmini",
+        "timm",
+        "torchvision",
+        "Hugging Face",
+    ]
+    assert all(" ms" in line and "MiB" in line for line in lines[4:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["vit_digits"], "plain ViT"),
+        (["vit_giant"], "name must be one of"),
+        (["--repeats", "0"], "at least 1"),
+        (["--batch", "-1"], "at least 1"),
+        (["--dtype", "int8"], "int8"),
+    ],
+)
+def test_a_wrong_benchmark_is_one_line(arguments, words, capsys):
+    assert main(["benchmark", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1

@@ -15,7 +15,7 @@ if tuple(int(v) for v in _torch.__version__.split("+")[0].split(".")[:2]) < (2, 
 
 from vitmini.attention import Attention, attention_by_hand, attention_weights
 from vitmini.augment import random_affine, random_flip
-from vitmini.benchmark import measure_time, peak_memory
+from vitmini.benchmark import compare_models, measure_time, peak_memory
 from vitmini.convert import (
     from_huggingface,
     from_pretrained,
@@ -26,7 +26,7 @@ from vitmini.convert import (
 from vitmini.data import ImageData, load_data, load_photo
 from vitmini.encoder import MLP, Block, DropPath, LayerScale, drop_path_rates
 from vitmini.initialisation import init_weights
-from vitmini.model import ViT, ViTConfig, create_model, list_models
+from vitmini.model import ViT, ViTConfig, create_model, get_config, list_models
 from vitmini.patches import PatchEmbed, patch_grid, patchify, unpatchify
 from vitmini.positions import (
     LearnedPositions2D,
@@ -38,6 +38,7 @@ from vitmini.positions import (
 from vitmini.pretrained import list_pretrained, load_card, load_pretrained
 from vitmini.profiles import Profile, choose_profile
 from vitmini.records import list_results, load_result
+from vitmini.summary import count_flops, describe_layers, summary_table
 from vitmini.train import RECIPES, TrainConfig, evaluate, train
 
 __version__ = "0.1.0"
@@ -60,13 +61,17 @@ __all__ = [
     "attention_weights",
     "checks",
     "choose_profile",
+    "compare_models",
+    "count_flops",
     "create_model",
+    "describe_layers",
     "drop_path_rates",
     "evaluate",
     "from_huggingface",
     "from_pretrained",
     "from_timm",
     "from_torchvision",
+    "get_config",
     "init_weights",
     "list_models",
     "list_pretrained",
@@ -87,6 +92,7 @@ __all__ = [
     "random_flip",
     "resize_pos_embed",
     "sincos_positions",
+    "summary_table",
     "train",
     "unpatchify",
     "widgets",

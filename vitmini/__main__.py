@@ -1,6 +1,6 @@
 """The command line: `python -m vitmini COMMAND`.
 
-Chapter: 0 (train), 7 (the rest).
+Chapter: 0 (train), 6 (info, benchmark), 7 (the rest).
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import NoReturn
 import torch
 
 from vitmini.data import load_data, normalize, read_image
-from vitmini.profiles import choose_profile
+from vitmini.model import get_config
+from vitmini.profiles import choose_profile, device_name
 from vitmini.train import (
     RECIPES,
     build_model,
@@ -24,6 +25,8 @@ from vitmini.train import (
     load_run,
     train,
 )
+
+COMPARED = ("vit_cifar", "vit_small_patch16_224")
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -69,6 +72,33 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("name", metavar="NAME", help="such as train-digits")
     p.add_argument("--out", metavar="DIR", help="folder for the result (default: book/results)")
     p.set_defaults(run=_experiment)
+
+    p = commands.add_parser(
+        "benchmark",
+        help="compare speed and memory with other libraries",
+        description="Time the forward pass and the training step beside timm, torchvision and "
+        "Hugging Face, in turns, in one run.",
+    )
+    p.add_argument(
+        "names", metavar="NAME", nargs="*", help=f"models (default: {', '.join(COMPARED)})"
+    )
+    p.add_argument("--batch", type=int, metavar="N", help="images a step (default: 8; GPU: 128)")
+    p.add_argument("--repeats", type=int, default=15, metavar="N", help="turns (default: 15)")
+    p.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="default: float32; GPU: bfloat16",
+    )
+    _add_device(p)
+    p.set_defaults(run=_benchmark)
+
+    p = commands.add_parser(
+        "info",
+        help="a model's layers, parameters and FLOPs",
+        description="Print the layers of a model: output shapes for one image, parameters, FLOPs.",
+    )
+    p.add_argument("name", metavar="NAME", help="such as vit_base_patch16_224")
+    p.set_defaults(run=_info)
     return parser
 
 
@@ -164,6 +194,40 @@ def _experiment(args: argparse.Namespace) -> None:
     if args.out is not None:  # before the work, not after it
         Path(args.out).mkdir(parents=True, exist_ok=True)
     print(save_result(EXPERIMENTS[args.name](choose_profile()), args.out))
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    from vitmini.benchmark import compare_models
+
+    configs = {name: get_config(name) for name in args.names or COMPARED}
+    device = _device(args.device)
+    gpu = device == "cuda"
+    batch = args.batch if args.batch is not None else 128 if gpu else 8
+    if batch < 1 or args.repeats < 1:
+        raise ValueError("batch and repeats must be at least 1")
+    dtype = args.dtype or ("bfloat16" if gpu else "float32")
+    print("vitmini's time divided by theirs: below 1 vitmini is the faster one")
+    for name, config in configs.items():
+        speeds = compare_models(config, batch, device, args.repeats, getattr(torch, dtype))
+        print(
+            f"\n{name}: batch {batch}, {dtype}, {device_name(device)}, "
+            f"medians of {args.repeats} turns"
+        )
+        print(
+            f"{'':14} {'step':>6} {'forward':>8}   {'step':>9} {'forward':>9} {'step memory':>12}"
+        )
+        for peer, speed in speeds.items():
+            ratios = f"{speed.step_ratio:6.3f} {speed.forward_ratio:8.3f}"
+            print(
+                f"{peer:14} {ratios if peer != 'vitmini' else '':15}   {speed.step:6.1f} ms "
+                f"{speed.forward:6.1f} ms {speed.memory / 2**20:8.1f} MiB"
+            )
+
+
+def _info(args: argparse.Namespace) -> None:
+    from vitmini.summary import summary_table
+
+    print(summary_table(args.name, get_config(args.name)))
 
 
 def main(argv: list[str] | None = None) -> int:

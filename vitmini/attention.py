@@ -98,7 +98,7 @@ class Attention(nn.Module):
         B, T, D = x.shape
         check_mask(mask, (B, self.num_heads, T, T))
         qkv = self.qkv(x).view(B, T, 3, self.num_heads, D // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, T, head_dim)
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, heads, T, head_dim)
         if self.rel_pos is not None:
             mask = add_mask(self.rel_pos(), mask)  # (heads, T, T), or with B before it
         if mask is not None:

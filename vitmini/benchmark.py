@@ -1,21 +1,29 @@
 """How long a computation takes and how much memory it needs, side by side with others.
 
-Chapter: 3 (attention by hand and fused); 7.
+Chapter: 3 (attention by hand and fused), 6 (whole models).
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+
+from vitmini.model import ViT, ViTConfig
+from vitmini.patches import as_pair
 
 Ways = Mapping[str, Callable[[], Any]]
 
@@ -30,18 +38,32 @@ def measure_time(
     Raises: `ValueError` when `repeats` is not positive.
     Chapter: 3
     """
+    turns = measure_turns(ways, device, repeats)
+    return {name: statistics.median(values) for name, values in turns.items()}
+
+
+def measure_turns(
+    ways: Ways, device: str | torch.device = "cpu", repeats: int = 9
+) -> dict[str, list[float]]:
+    """Time several ways in turns: each turn runs every way once, and begins with another one.
+
+    Shapes: as `measure_time`, but returns the milliseconds of every turn.
+    Raises: `ValueError` when `repeats` is not positive.
+    Chapter: 6
+    """
     if repeats < 1:
         raise ValueError(f"repeats must be positive, got {repeats}")
     times: dict[str, list[float]] = {name: [] for name in ways}
+    names = list(ways)
     for turn in range(repeats + 1):
-        for name, way in ways.items():
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
             _wait(device)
             start = time.perf_counter()
-            way()
+            ways[name]()
             _wait(device)
             if turn:  # the first turn warms up
                 times[name].append(1000 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def peak_memory(way: Callable[[], Any], device: str | torch.device = "cpu") -> int:
@@ -71,6 +93,141 @@ def peak_memory(way: Callable[[], Any], device: str | torch.device = "cpu") -> i
         total += change
         peak = max(peak, total)
     return peak
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One model's part in a comparison: medians, and vitmini's time over its own, turn by turn.
+
+    Units: milliseconds for a batch, bytes for the training step; the ratios are medians of the
+        ratios within a turn, so that a busy minute does not count for one side only. Below 1
+        vitmini is the faster one.
+    Chapter: 6
+    """
+
+    forward: float
+    step: float
+    memory: int
+    forward_ratio: float
+    step_ratio: float
+
+
+def compare_models(
+    config: ViTConfig,
+    batch_size: int = 8,
+    device: str | torch.device = "cpu",
+    repeats: int = 15,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Speed]:
+    """Run vitmini and those of timm, torchvision and Hugging Face that are installed, in turns.
+
+    A training step is a forward pass, the cross-entropy, the backward
+    pass and AdamW's step. `dtype` other than float32 means autocast.
+    Raises: `ValueError` for a model that the others do not have (anything but a plain ViT).
+    Chapter: 6
+    """
+    models = {name: model.to(device) for name, model in _build_all(config).items()}
+    H, W = as_pair(config.image_size, "image_size")
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch_size, config.in_channels, H, W, generator=generator).to(device)
+    labels = torch.randint(config.num_classes, (batch_size,), generator=generator).to(device)
+    kind = torch.device(device).type
+    mixed = functools.partial(torch.autocast, kind, dtype, enabled=dtype != torch.float32)
+
+    def forward(model: nn.Module) -> Tensor:
+        with mixed():
+            return model(images)
+
+    def infer(model: nn.Module) -> None:
+        with torch.no_grad():
+            forward(model)
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        F.cross_entropy(forward(model).float(), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    timed: dict[str, dict[str, list[float]]] = {}
+    for model in models.values():
+        model.eval()
+    ways: Ways = {name: functools.partial(infer, model) for name, model in models.items()}
+    timed["forward"] = measure_turns(ways, device, repeats)
+    steps = {}
+    for name, model in models.items():
+        optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-5, fused=True)
+        steps[name] = functools.partial(step, model, optimizer)
+    timed["step"] = measure_turns(steps, device, repeats)
+    memory = {name: peak_memory(way, device) for name, way in steps.items()}
+
+    def ratio(what: str, name: str) -> float:
+        pairs = zip(timed[what]["vitmini"], timed[what][name], strict=True)
+        return statistics.median(ours / theirs for ours, theirs in pairs)
+
+    return {
+        name: Speed(
+            statistics.median(timed["forward"][name]),
+            statistics.median(timed["step"][name]),
+            memory[name],
+            ratio("forward", name),
+            ratio("step", name),
+        )
+        for name in models
+    }
+
+
+def _build_all(config: ViTConfig) -> dict[str, nn.Module]:
+    """Build the same model in each library that is installed, vitmini's first."""
+    plain = replace(config, init="deit", zero_head=False)
+    size, dim, depth, heads = config.image_size, config.dim, config.depth, config.num_heads
+    hidden, classes = int(dim * config.mlp_ratio), config.num_classes
+    wanted = ViTConfig(size, config.patch_size, 3, classes, dim, depth, heads, config.mlp_ratio)
+    if plain != wanted or not isinstance(size, int) or not isinstance(config.patch_size, int):
+        raise ValueError("a comparison needs a plain ViT: square RGB images, all else default")
+    built: dict[str, nn.Module] = {"vitmini": ViT(plain)}
+    if importlib.util.find_spec("timm"):
+        from timm.models.vision_transformer import VisionTransformer as TimmViT
+
+        built["timm"] = TimmViT(
+            size,
+            config.patch_size,
+            num_classes=classes,
+            embed_dim=dim,
+            depth=depth,
+            num_heads=heads,
+            mlp_ratio=config.mlp_ratio,
+        )
+    from torchvision.models import VisionTransformer as TorchvisionViT
+
+    built["torchvision"] = TorchvisionViT(
+        size, config.patch_size, depth, heads, dim, hidden, num_classes=classes
+    )
+    if importlib.util.find_spec("transformers"):
+        from transformers import ViTConfig as HuggingFaceConfig
+        from transformers import ViTForImageClassification
+
+        sizes: dict[str, Any] = {
+            "image_size": size,
+            "patch_size": config.patch_size,
+            "hidden_size": dim,
+            "num_hidden_layers": depth,
+            "num_attention_heads": heads,
+            "intermediate_size": hidden,
+            "num_labels": classes,
+            "layer_norm_eps": config.norm_eps,
+        }
+        built["Hugging Face"] = _Logits(ViTForImageClassification(HuggingFaceConfig(**sizes)))
+    return built
+
+
+class _Logits(nn.Module):
+    """Hugging Face wraps its logits; unwrapping them costs nothing that one could measure."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images).logits
 
 
 def _wait(device: str | torch.device) -> None:

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 
 from vitmini.attention import Attention, attention_by_hand
-from vitmini.benchmark import measure_time, peak_memory
+from vitmini.benchmark import compare_models, measure_time, peak_memory
 from vitmini.data import ImageData, describe_data, load_data
 from vitmini.initialisation import SCHEMES
-from vitmini.model import create_model
+from vitmini.model import create_model, get_config
 from vitmini.profiles import Profile, device_name
 from vitmini.records import code_version, provenance, summarize
 from vitmini.train import RECIPES, TrainConfig, split_validation, train
@@ -124,6 +124,44 @@ def attention_cost_gpu(profile: Profile) -> dict[str, Any]:
     return _attention_cost("attention-cost-gpu", "cuda", torch.bfloat16, 8, tokens, profile)
 
 
+def model_speed_cpu(profile: Profile) -> dict[str, Any]:
+    """vitmini's forward pass and training step beside three libraries, on a CPU. Chapter: 6."""
+    return _model_speed("model-speed-cpu", "cpu", torch.float32, 8, profile)
+
+
+def model_speed_gpu(profile: Profile) -> dict[str, Any]:
+    """vitmini's forward pass and training step beside three libraries, on a GPU. Chapter: 6."""
+    if not torch.cuda.is_available():
+        raise ValueError("model-speed-gpu needs a CUDA device, PyTorch finds none")
+    return _model_speed("model-speed-gpu", "cuda", torch.bfloat16, 256, profile)
+
+
+def _model_speed(
+    name: str, device: str, dtype: torch.dtype, batch: int, profile: Profile
+) -> dict[str, Any]:
+    repeats, batch = profile.pick(ci=(1, 1), cpu=(25, batch), gpu=(51, batch))
+    names = profile.pick(ci=["vit_cifar"], cpu=_SPEED_MODELS, gpu=_SPEED_MODELS)
+    start, metrics = time.perf_counter(), {}
+    for model in names:
+        for peer, speed in compare_models(get_config(model), batch, device, repeats, dtype).items():
+            for key, value in dataclasses.asdict(speed).items():
+                metrics[f"{key}_{model}_{peer}"] = summarize([round(value, 4)])
+            print(f"{model}, {peer}: {speed}", flush=True)
+    precision = str(dtype).removeprefix("torch.")
+    return {
+        "name": name,
+        "device": device_name(device),
+        **provenance(),
+        "data": f"random images, batch {batch}, {precision}; medians of {repeats} turns",
+        "profile": profile.name,
+        "seconds": round(time.perf_counter() - start, 1),
+        "seeds": [0],
+        "metrics": metrics,
+        "curves": {},
+    }
+
+
+_SPEED_MODELS = ["vit_cifar", "vit_small_patch16_224"]
 _TOKENS = [64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384]
 
 
@@ -289,4 +327,6 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "attention-digits": attention_digits,
     "attention-cost-cpu": attention_cost_cpu,
     "attention-cost-gpu": attention_cost_gpu,
+    "model-speed-cpu": model_speed_cpu,
+    "model-speed-gpu": model_speed_gpu,
 }

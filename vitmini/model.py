@@ -17,7 +17,7 @@ from vitmini.initialisation import SCHEMES, init_weights
 from vitmini.patches import PatchEmbed, patch_grid
 from vitmini.positions import LearnedPositions2D, RelativePositionBias, sincos_positions
 
-_CHOICES = {
+CHOICES = {
     "pool": ("cls", "mean"),
     "pos_embed": ("learned", "learned2d", "sincos2d", "relative", "none"),
     "norm": ("pre", "post"),
@@ -67,7 +67,7 @@ class ViTConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive int, got {value!r}")
-        for name, allowed in _CHOICES.items():
+        for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(
                     f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
@@ -152,8 +152,8 @@ class ViT(nn.Module):
         embed = getattr(self, "pos_embed", None)
         return embed() if isinstance(embed, LearnedPositions2D) else embed
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Everything but the head: the tokens (B, T, D) after the final norm. Chapter: 6."""
+    def embed(self, images: Tensor) -> Tensor:
+        """What the first block gets: prefix and patches with positions, (B, T, D). Chapter: 6."""
         x = self.patch_embed(images)  # (B, N, D)
         B = x.shape[0]
         if self.config.distilled:
@@ -161,22 +161,25 @@ class ViT(nn.Module):
         if self.config.pool == "cls":
             x = torch.cat([self.cls_token.expand(B, -1, -1), x], dim=1)  # (B, T, D)
         positions = self.positions()
-        if positions is not None:
-            x = x + positions
-        return self.norm(self.blocks(self.pos_drop(x)))  # (B, T, D)
+        return self.pos_drop(x if positions is None else x + positions)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Everything but the head: the tokens (B, T, D) after the final norm. Chapter: 6."""
+        return self.norm(self.blocks(self.embed(images)))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         x = self.forward_features(images)
         if self.config.distilled:
             logits, dist_logits = self.head(x[:, 0]), self.head_dist(x[:, 1])
             return (logits, dist_logits) if self.training else (logits + dist_logits) / 2
-        return self.head(x[:, 0] if self.config.pool == "cls" else x.mean(dim=1))  # (B, K)
+        read = x[:, 0] if self.config.pool == "cls" else x[:, self.num_prefix_tokens :].mean(dim=1)
+        return self.head(read)  # (B, K)
 
 
 _TINY = ViTConfig(dim=192, num_heads=3)
 _SMALL = ViTConfig(dim=384, num_heads=6)
 _BASE = ViTConfig()
-_PRESETS = {
+PRESETS = {
     "vit_tiny_patch16_224": _TINY,
     "vit_small_patch16_224": _SMALL,
     "vit_base_patch16_224": _BASE,
@@ -204,7 +207,22 @@ def list_models() -> list[str]:
     Source: Dosovitskiy et al. 2021, Table 1; Touvron et al. 2021, Table 1.
     Chapter: 6
     """
-    return list(_PRESETS)
+    return list(PRESETS)
+
+
+def get_config(name: str, **overrides: Any) -> ViTConfig:
+    """Look up the configuration of a preset; `overrides` replace fields of it.
+
+    Raises: `ValueError` for an unknown name or field, and for what `ViTConfig` refuses.
+    Chapter: 6
+    """
+    if name not in PRESETS:
+        raise ValueError(f"name must be one of {', '.join(PRESETS)}; got {name!r}")
+    known = [f.name for f in fields(ViTConfig)]
+    for key in overrides:
+        if key not in known:
+            raise ValueError(f"{key!r} is not a field of ViTConfig: choose from {', '.join(known)}")
+    return replace(PRESETS[name], **overrides)
 
 
 def create_model(name: str, **overrides: Any) -> ViT:
@@ -213,10 +231,4 @@ def create_model(name: str, **overrides: Any) -> ViT:
     Raises: `ValueError` for an unknown name or field, and for what `ViTConfig` refuses.
     Chapter: 6
     """
-    if name not in _PRESETS:
-        raise ValueError(f"name must be one of {', '.join(_PRESETS)}; got {name!r}")
-    known = [f.name for f in fields(ViTConfig)]
-    for key in overrides:
-        if key not in known:
-            raise ValueError(f"{key!r} is not a field of ViTConfig: choose from {', '.join(known)}")
-    return ViT(replace(_PRESETS[name], **overrides))
+    return ViT(get_config(name, **overrides))

@@ -371,3 +371,32 @@ def attention_on_image(image: Tensor, maps: Sequence[Tensor], titles: Sequence[s
         axes.set_axis_off()
         axes.set_title(title, fontsize=10)
     return figure
+
+
+def stacked(
+    labels: Sequence[str], parts: Mapping[str, Sequence[float]], xlabel: str, title: str = ""
+) -> Figure:
+    """Draw a bar for each label, its parts laid end to end. Chapter: 6."""
+    figure, [[axes]] = _new(1, 1, (5.8, 0.9 + 0.42 * len(labels)))
+    left = [0.0] * len(labels)
+    hatches = ("", "//", "..", "xx", "--", "++")
+    for (name, values), hatch in zip(parts.items(), hatches, strict=False):
+        axes.barh(range(len(labels)), values, left=left, label=name, hatch=hatch, edgecolor="white")
+        left = [a + b for a, b in zip(left, values, strict=True)]
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set(xlabel=xlabel, title=title)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=9)
+    return figure
+
+
+def top_classes(image: Tensor, names: Sequence[str], probabilities: Sequence[float]) -> Figure:
+    """Show an image beside the probabilities of its likeliest classes. Chapter: 6."""
+    figure, [[left, right]] = _new(1, 2, (6.0, 2.6), width_ratios=(1, 1.2))
+    _picture(left, image)
+    left.set_axis_off()
+    right.barh(range(len(names)), [100 * p for p in probabilities], color=BLUE)
+    right.set_yticks(range(len(names)), names, fontsize=9)
+    right.invert_yaxis()
+    right.set(xlabel="probability (%)")
+    return figure

@@ -304,10 +304,10 @@ def whole_model() -> None:
     arrow(axes, 33, 22.5, 2.5)
     for i in range(4):
         box(axes, 37 + 0.9 * i, 13 + 0.9 * i, 9, 15, "block" if i == 3 else "", SKY)
-    axes.text(43, 6.5, "4 encoder blocks\nand a norm", ha="center", va="center", fontsize=13)
+    axes.text(43, 6.5, "4 blocks\nand a norm", ha="center", va="center", fontsize=13)
     arrow(axes, 50, 22.5, 2.5)
     column(last, 54)
-    axes.text(58.5, 6.5, "what they know\nnow", ha="center", va="center", fontsize=13)
+    axes.text(58.5, 6.5, "the same tokens,\nafterwards", ha="center", va="center", fontsize=13)
     arrow(axes, 64.3, 32.6, 2.5)
     best = chances.topk(4)
     for i, (chance, label) in enumerate(

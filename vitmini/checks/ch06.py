@@ -30,7 +30,7 @@ def count_parameters(function: Callable[[ViTConfig], Any]) -> None:
             target = sum(p.numel() for p in ViT(config).parameters())
         got = expect_number(attempt(function, config), "86567656")
         D, K, missing = config.dim, config.num_classes, target - got
-        slips = {
+        slips: dict[float, str] = {
             D: "the class token is missing, or a position for it: there are N + 1 positions",
             2 * D: "two vectors are missing: the class token and its position, or the last norm",
             config.depth * 3 * D: "the biases of queries, keys and values are missing: 3 D a block",

@@ -1,0 +1,349 @@
+"""Augmentations: each against torchvision's of the same name, on the same parameters."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.autoaugment import RandAugment, TrivialAugmentWide, _apply_op
+
+import vitmini as vm
+from vitmini import augment
+from vitmini.augment import OPERATIONS
+
+PHOTO = vm.load_photo("flower", 48)
+
+
+def batch(count=6, channels=3, height=32, width=32, seed=0):
+    """Patches of a photograph, and noise: smooth parts, flat parts, edges."""
+    generator = torch.Generator().manual_seed(seed)
+    tops = torch.randint(48 - height + 1, (count,), generator=generator) if height <= 48 else None
+    images = torch.stack([PHOTO[:, t : t + height, :width] for t in tops])
+    images[0] = torch.randint(256, images[0].shape, generator=generator, dtype=torch.uint8)
+    images[1] = 77  # nothing to stretch or equalise
+    return images if channels == 3 else images[:, :1]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# Operations ----------------------------------------------------------------------------------
+
+STRENGTHS = {
+    "ShearX": (0.3, -0.17, 0.99),
+    "ShearY": (0.3, -0.17, -0.99),
+    "TranslateX": (3.0, -7.9, 31.0),
+    "TranslateY": (3.0, -7.9, 31.0),
+    "Rotate": (30.0, -12.5, 135.0),
+    "Brightness": (0.9, -0.3, -0.99),
+    "Color": (0.9, -0.3, -0.99),
+    "Contrast": (0.9, -0.3, -0.99),
+    "Sharpness": (0.9, -0.3, -0.99),
+    "Posterize": (8.0, 4.0, 2.0),
+    "Solarize": (255.0, 128.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("bilinear", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations_are_torchvisions(name, size, channels, bilinear):
+    images = batch(6, channels, *size)
+    for strength in STRENGTHS.get(name, (0.0,)):
+        ops = torch.full((6,), OPERATIONS.index(name))
+        ours = augment.apply_operations(
+            images.float(), ops, torch.full((6,), strength), bilinear=bilinear
+        )
+        mode = InterpolationMode.BILINEAR if bilinear else InterpolationMode.NEAREST
+        theirs = _apply_op(images, name, strength, mode, None).float()
+        assert torch.equal(ours, ours.round()) and ours.min() >= 0 and ours.max() <= 255
+        moved, blended = name in OPERATIONS[1:6], name in OPERATIONS[6:10]
+        difference = (ours - theirs).abs()
+        wrong = (difference > (1 if moved and bilinear else 0)).float().mean()
+        assert wrong <= (0.05 if blended else 0.01 if moved else 0), (strength, wrong)
+        assert moved or difference.max() <= 1  # a value that lies between two whole numbers
+
+
+def test_every_image_of_a_batch_gets_its_own_operation():
+    images = batch(len(OPERATIONS))
+    ops = torch.arange(len(OPERATIONS))
+    strengths = torch.tensor([STRENGTHS.get(name, (0.0,))[0] for name in OPERATIONS])
+    ours = augment.apply_operations(images.float(), ops, strengths)
+    for i, (name, strength) in enumerate(zip(OPERATIONS, strengths.tolist(), strict=True)):
+        theirs = _apply_op(images[i], name, strength, InterpolationMode.NEAREST, None).float()
+        assert (ours[i] != theirs).float().mean() <= 0.05, name
+
+
+class Recorder:
+    """Stands in for `apply_operations` and keeps what it was asked for."""
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        monkeypatch.setattr(augment, "apply_operations", self)
+
+    def __call__(self, images, ops, strengths, bilinear):
+        self.calls.append((ops, strengths))
+        return images
+
+
+@pytest.mark.parametrize("magnitude", [0, 9, 14, 30])
+@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+def test_rand_augment_has_torchvisions_operations_and_strengths(monkeypatch, magnitude, size):
+    recorder = Recorder(monkeypatch)
+    images = torch.zeros(4000, 1, *size)
+    augment.rand_augment(images, num_ops=2, magnitude=magnitude, generator=generator())
+    assert len(recorder.calls) == 2 and not torch.equal(*(ops for ops, _ in recorder.calls))
+    space = RandAugment()._augmentation_space(31, size)
+    assert tuple(space) == OPERATIONS
+    for ops, strengths in recorder.calls:
+        counts = ops.bincount(minlength=14)
+        assert counts.min() > 4000 / 14 * 0.7 and counts.max() < 4000 / 14 * 1.3
+        for i, (values, signed) in enumerate(space.values()):
+            wanted = values[magnitude].item() if values.ndim else 0.0
+            seen = strengths[ops == i]
+            assert torch.allclose(seen.abs(), torch.tensor(float(abs(wanted))), atol=1e-4), (
+                OPERATIONS[i]
+            )
+            if signed and wanted:
+                assert 0.35 < (seen < 0).float().mean() < 0.65
+            else:
+                assert (seen >= 0).all()
+
+
+def test_trivial_augment_has_torchvisions_operations_and_strengths(monkeypatch):
+    recorder = Recorder(monkeypatch)
+    augment.trivial_augment(torch.zeros(20000, 1, 8, 8), generator=generator())
+    [(ops, strengths)] = recorder.calls
+    for i, (values, signed) in enumerate(TrivialAugmentWide()._augmentation_space(31).values()):
+        wanted = set((values.abs() if values.ndim else torch.zeros(1)).float().tolist())
+        seen = strengths[ops == i]
+        found = {min(wanted, key=lambda w, v=v: abs(w - v)) for v in seen.abs().tolist()}
+        assert all(min(abs(v - w) for w in wanted) < 1e-3 for v in seen.abs().tolist())
+        assert len(found) > 0.9 * len(wanted), OPERATIONS[i]
+        assert signed == bool((seen < 0).any()), OPERATIONS[i]
+
+
+def test_no_operation_leaves_images_alone():
+    images = batch()
+    assert torch.equal(augment.rand_augment(images, 0), images.float())
+
+
+# Crops ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_padded_crops_are_torchvisions(mode, dtype):
+    images = batch(6, 3, 24, 32).to(dtype)
+    top, left = torch.tensor([0, 8, 4, 1, 7, 3]), torch.tensor([8, 0, 4, 2, 2, 5])
+    ours = augment.crop_at(images, top, left, 4, mode)
+    padded = TF.pad(images, [4, 4, 4, 4], padding_mode=mode)
+    for i in range(6):
+        assert torch.equal(ours[i], TF.crop(padded[i], int(top[i]), int(left[i]), 24, 32))
+    assert ours.dtype == dtype
+
+
+def test_random_crops_reach_every_place_equally():
+    """An image whose pixels say where they are tells where the window was."""
+    H = W = 6
+    places = torch.arange(1, H * W + 1).view(1, 1, H, W).expand(8100, -1, -1, -1).float()
+    out = augment.random_crop(places, 2, generator=generator())
+    corner = out[:, 0, 2, 2]  # always inside of the picture
+    counts = corner.long().bincount(minlength=H * W + 1)
+    assert (counts > 0).sum() == 25 and counts[counts > 0].min() > 8100 / 25 * 0.7
+
+
+def test_resized_crops_are_torchvisions():
+    images = batch(5, 3, 32, 40).float()
+    boxes = [(0, 0, 32, 40), (3, 5, 10, 20), (31, 39, 1, 1), (7, 0, 25, 3), (0, 11, 16, 16)]
+    for size in ((32, 40), (48, 20)):
+        top, left, height, width = torch.tensor(boxes).T.float()
+        ours = augment.resized_crop(images, top, left, height, width, size)
+        for i, box in enumerate(boxes):
+            theirs = TF.resized_crop(images[i], *box, list(size), antialias=False)
+            assert torch.allclose(ours[i], theirs, atol=2e-3), (box, size)
+
+
+def test_random_resized_crops_stay_inside_and_have_the_right_areas(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        augment, "resized_crop", lambda images, *box: seen.update(box=box) or images
+    )
+    augment.random_resized_crop(
+        torch.zeros(20000, 1, 64, 64), 32, (0.2, 0.6), (0.5, 2.0), generator()
+    )
+    top, left, height, width, size = seen["box"]
+    assert size == (32, 32) and (top >= 0).all() and (left >= 0).all()
+    assert (top + height <= 64).all() and (left + width <= 64).all()
+    area = height * width / 64**2
+    assert area.min() > 0.17 and area.max() < 0.64 and abs(area.mean() - 0.4) < 0.01
+    log_ratio = (width / height).log()
+    assert log_ratio.abs().max() < math.log(2) + 0.06 and abs(log_ratio.mean()) < 0.02
+    room = (left / (64 - width).clamp(min=1))[width < 50]
+    assert abs(room.mean() - 0.5) < 0.02
+
+
+# Colour and erasing -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colours_are_adjusted_as_torchvision_does(channels):
+    images = batch(4, channels).float() / 255
+    factors = torch.tensor([[0.5, 1.7, 1.0, 0.0], [1.2, 0.1, 1.0, 1.9], [0.0, 1.5, 1.0, 0.3]])
+    ours = augment.adjust_color(images * 255, *factors) / 255
+    for i in range(4):
+        theirs = TF.adjust_brightness(images[i], factors[0, i].item())
+        theirs = TF.adjust_contrast(theirs, factors[1, i].item())
+        theirs = TF.adjust_saturation(theirs, factors[2, i].item())
+        assert torch.allclose(ours[i], theirs, atol=2e-4), i
+
+
+def test_jitter_draws_each_factor_evenly_within_its_bound():
+    images = torch.full((4000, 1, 2, 2), 100.0)
+    out = augment.color_jitter(images, brightness=0.5, generator=generator())
+    factors = out[:, 0, 0, 0] / 100
+    assert 0.5 <= factors.min() < 0.51 and 1.49 < factors.max() <= 1.5
+    assert abs(factors.mean() - 1) < 0.02
+    assert torch.equal(augment.color_jitter(images), images)
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_erasing_overwrites_one_rectangle_of_some_images(noise):
+    images = torch.full((4000, 2, 24, 32), 7.0)
+    out = augment.random_erasing(images, 0.25, (0.1, 0.3), (0.5, 2), noise, generator())
+    changed = (out != 7).all(dim=1)  # (B, H, W), in both channels alike
+    assert torch.equal(changed, (out != 7).any(dim=1))
+    touched = changed.flatten(1).any(1)
+    assert abs(touched.float().mean() - 0.25) < 0.03
+    for mask in changed[touched][:50]:
+        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert box.all()
+        assert 0.08 < box.numel() / (24 * 32) < 0.33
+    values = out[out != 7]
+    assert (abs(values.std() - 1) < 0.05) if noise else not values.any()
+
+
+# Mixing -----------------------------------------------------------------------------------------
+
+
+def mixed(count=8, **more):
+    images = torch.arange(count).float().view(-1, 1, 1, 1).expand(-1, 3, 16, 24)
+    return images, augment.mix(images, torch.arange(count), count, **more)
+
+
+def test_mixup_blends_images_and_targets_by_the_same_share():
+    for seed in range(5):
+        images, out = mixed(cutmix=0, generator=generator(seed))
+        s = out.share
+        assert 0 < s < 1
+        assert torch.allclose(out.images, images * s + images.flip(0) * (1 - s))
+        eye = torch.eye(8)
+        assert torch.allclose(out.targets, eye * s + eye.flip(0) * (1 - s))
+
+
+def test_cutmix_pastes_one_rectangle_and_counts_its_area():
+    seen = []
+    for seed in range(20):
+        images, out = mixed(mixup=0, generator=generator(seed))
+        pasted = (out.images != images)[:, 0]
+        assert (pasted == pasted[0]).all()
+        kept = 1 - pasted[0].float().mean()
+        assert torch.allclose(out.share, kept)
+        assert torch.allclose(out.targets.diagonal(), kept.expand(8))
+        inside = out.images[pasted[:, None].expand_as(images)]
+        assert not pasted.any() or torch.equal(inside.unique(), torch.arange(8.0))
+        seen.append(kept.item())
+    assert min(seen) < 0.3 and max(seen) > 0.9
+
+
+def test_the_switch_chooses_for_the_whole_batch():
+    kinds = []
+    for seed in range(200):
+        _, out = mixed(switch=0.3, generator=generator(seed))
+        kinds.append(torch.equal(out.images, out.images.round()))  # CutMix makes no new values
+    assert 0.2 < sum(kinds) / 200 < 0.42
+
+
+def test_beta_has_the_right_mean_and_spread():
+    for alpha in (0.2, 0.8, 1.0):
+        draws = torch.stack(
+            [augment._beta(alpha, generator(s), torch.device("cpu")) for s in range(2000)]
+        )
+        assert abs(draws.mean() - 0.5) < 0.03
+        assert abs(draws.var() - 1 / (4 * (2 * alpha + 1))) < 0.01
+
+
+def test_smoothed_targets_are_pytorchs():
+    labels = torch.tensor([0, 3, 2])
+    logits = torch.randn(3, 5, generator=generator())
+    ours = torch.nn.functional.cross_entropy(logits, augment.one_hot(labels, 5, 0.1))
+    theirs = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1)
+    assert torch.allclose(ours, theirs)
+    out = augment.mix(torch.zeros(3, 1, 2, 2), labels, 5, smoothing=0.1, generator=generator())
+    assert torch.allclose(out.targets.sum(1), torch.ones(3)) and out.targets.min() > 0.019
+
+
+def test_nothing_to_mix_is_the_batch_itself():
+    images, out = mixed(mixup=0, cutmix=0)
+    assert out.images is images and torch.equal(out.targets, torch.eye(8))
+
+
+# Repeats, seeds, refusals -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "repeats"), [(10, 3), (9, 3), (7, 1), (5, 9)])
+def test_repeats_come_in_a_row_in_an_epoch_of_the_same_length(count, repeats):
+    order = augment.repeated_order(count, repeats, generator())
+    assert len(order) == count and len(order.unique()) == -(-count // repeats)
+    for i in range(0, count, repeats):
+        assert len(order[i : i + repeats].unique()) == 1
+
+
+RANDOM = {
+    "flip": lambda x, g: augment.random_flip(x, g),
+    "affine": lambda x, g: augment.random_affine(x, 10, 0.1, 0.1, 5, g),
+    "crop": lambda x, g: augment.random_crop(x, 3, generator=g),
+    "resized crop": lambda x, g: augment.random_resized_crop(x, generator=g),
+    "rand_augment": lambda x, g: augment.rand_augment(x.round(), generator=g),
+    "trivial_augment": lambda x, g: augment.trivial_augment(x.round(), generator=g),
+    "jitter": lambda x, g: augment.color_jitter(x, 0.3, 0.3, 0.3, g),
+    "erasing": lambda x, g: augment.random_erasing(x, generator=g),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_a_seed_repeats_what_it_did_and_images_differ(name):
+    x = PHOTO[None, :, :32, :32].float().expand(16, -1, -1, -1).contiguous()
+    before = x.clone()
+    a, b = (RANDOM[name](x, generator(3)) for _ in range(2))
+    other = RANDOM[name](x, generator(4))
+    assert torch.equal(a, b) and not torch.equal(a, other)
+    assert a.shape == x.shape and torch.equal(x, before)
+    assert len(torch.unique(a.flatten(1), dim=0)) > (1 if name in ("flip", "erasing") else 7)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda x: augment.random_crop(x, -1), "padding must not be negative"),
+        (lambda x: augment.random_crop(x, 1, "wrap"), "mode must be"),
+        (lambda x: augment.random_resized_crop(x, scale=(0.5, 0.1)), "scale must be"),
+        (lambda x: augment.rand_augment(x, magnitude=31), "magnitude must be from 0 to 30"),
+        (lambda x: augment.rand_augment(x, num_ops=-1), "num_ops"),
+        (lambda x: augment.color_jitter(x, contrast=-1), "contrast must not be"),
+        (lambda x: augment.random_erasing(x, 1.5), "probability must be"),
+        (lambda x: augment.random_erasing(x, ratio=(0, 1)), "ratio must be"),
+        (lambda x: augment.mix(x, torch.zeros(2).long(), 3, mixup=-1), "mixup and cutmix"),
+        (lambda x: augment.mix(x, torch.zeros(2).long(), 3, switch=2), "switch must be"),
+        (lambda x: augment.repeated_order(3, 0), "repeats must be positive"),
+    ],
+)
+def test_bad_settings_are_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call(torch.zeros(2, 3, 8, 8))

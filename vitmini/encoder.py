@@ -5,6 +5,8 @@ Chapter: 4.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -129,3 +131,24 @@ class Block(nn.Module):
             return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         x = self.norm1(x + self.drop_path(self.ls1(self.attn(x))))
         return self.norm2(x + self.drop_path(self.ls2(self.mlp(x))))
+
+
+def residual_stream(blocks: Iterable[Block], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Run tokens through blocks, and keep the stream at every stop and all that is added to it.
+
+    Shapes: x (B, T, D) and L blocks -> 1 + 2L states, the first of them x and the last what the
+        blocks give, and 2L branches, attention and MLP in turn; each (B, T, D).
+    Source: Elhage et al. 2021, "A mathematical framework for transformer circuits" (the stream).
+    Chapter: 4
+    """
+    states, branches = [x], []
+    for block in blocks:
+        for norm, layer, scale in (
+            (block.norm1, block.attn, block.ls1),
+            (block.norm2, block.mlp, block.ls2),
+        ):
+            x = states[-1]
+            branch = block.drop_path(scale(layer(norm(x) if block.pre_norm else x)))
+            branches.append(branch)
+            states.append(x + branch if block.pre_norm else norm(x + branch))
+    return states, branches

@@ -113,21 +113,21 @@ def attention_digits(profile: Profile) -> dict[str, Any]:
 def norm_digits(profile: Profile) -> dict[str, Any]:
     """Norm before or after, with warm-up and without, 3, 8 and 12 layers deep. Chapter: 4.
 
-    An arm is norm_warmup_depth; "slow" has a third of the learning rate, "deit" its weights.
+    An arm is norm_warmup_depth; "slow" has a third of the learning rate, "deit" starts
+    with the smaller weights of that scheme.
     """
     seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
     recipe = dataclasses.replace(_digits_recipe(profile), epochs=profile.pick(ci=1, cpu=20, gpu=20))
-    kinds = [(norm, warmup, depth) for depth in (3, 8) for norm in _NORMS for warmup in (0, 5)]
-    kinds += [("pre", 0, 12), ("post", 5, 12)]
     arms: dict[str, tuple[dict, dict]] = {
         f"{norm}_{warmup}_{depth}": ({"norm": norm, "depth": depth}, {"warmup": warmup})
-        for norm, warmup, depth in kinds
+        for depth in (3, 8, 12)
+        for norm in ("pre", "post")
+        for warmup in (0, 5)
     }
+    post = {"norm": "post", "depth": 12}
     slow = {"warmup": 0, "learning_rate": recipe.learning_rate / 3}
-    arms["post_0_8_slow"] = ({"norm": "post", "depth": 8}, slow)
-    for norm in _NORMS:  # much smaller weights than the recipe's
-        drawn = {"norm": norm, "depth": 8, "init": "deit"}
-        arms[f"{norm}_0_8_deit"] = (drawn, {"warmup": 0})
+    arms["post_0_12_slow"] = (post, slow)
+    arms["post_0_12_deit"] = (post | {"init": "deit"}, {"warmup": 0})
     data, words = load_data("digits"), f"{DIGITS}, {recipe.epochs} epochs"
     return _train_arms("norm-digits", profile, seeds, arms, recipe, {}, data, words)
 
@@ -191,7 +191,6 @@ def _attention_cost(
 
 
 _HEADS = (1, 2, 4, 8, 16)
-_NORMS = ("pre", "post")
 
 
 def _digits_recipe(profile: Profile) -> TrainConfig:

@@ -42,7 +42,8 @@ class DropPath(nn.Module):
     Shapes: x (B, ...) -> the same; kept samples are divided by the keep rate in training,
         nothing happens in evaluation.
     Raises: `ValueError` when `rate` is outside [0, 1).
-    Source: Huang et al. 2016; Touvron et al. 2021, Table 9.
+    Source: Huang et al. 2016, section 3; Touvron et al. 2021, Table 9 (with their code: each
+        image draws for itself).
     Chapter: 4
     """
 
@@ -62,9 +63,15 @@ class DropPath(nn.Module):
 def drop_path_rates(rate: float, depth: int) -> list[float]:
     """The linear rule: 0 in the first of `depth` blocks, `rate` in the last, even steps between.
 
-    Source: Huang et al. 2016, eq. 4; Touvron et al. 2021, Table 9.
+    Raises: `ValueError` when `rate` is outside [0, 1) or `depth` is below 1.
+    Source: Huang et al. 2016, eq. 4, which starts at rate / depth; Touvron et al. 2021, Table 9
+        (their code starts at 0, as here).
     Chapter: 4
     """
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must be in [0, 1), got {rate}")
+    if depth < 1:
+        raise ValueError(f"depth must be at least 1, got {depth}")
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
@@ -72,7 +79,7 @@ class LayerScale(nn.Module):
     """Multiply each channel of a residual branch by a learned factor that starts small.
 
     Shapes: x (B, T, D) -> the same; `init` is the first value of all D factors.
-    Source: Touvron et al. 2021, "Going deeper with image transformers", eq. 4.
+    Source: Touvron et al. 2021, "Going deeper with image transformers", section 2.
     Chapter: 4
     """
 

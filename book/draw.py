@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -275,7 +276,8 @@ def attention() -> None:
 
 def encoder() -> None:
     """The stream of one block of the trained model: class token and five patches of the flower."""
-    card, model = vm.load_card("vit_cifar_mini"), vm.load_pretrained("vit_cifar_mini")
+    card = vm.load_card("vit_cifar_mini")
+    model: Any = vm.load_pretrained("vit_cifar_mini")
     photo = normalize(vm.load_photo("flower", 32)[None], card["mean"], card["std"])
     with torch.no_grad():
         tokens = model.patch_embed(photo)
@@ -287,14 +289,15 @@ def encoder() -> None:
     )
     words = "the residual stream: six tokens of a trained model"
     axes.text(40, 1.4, words, ha="center", va="center", fontsize=14)
-    for x, state in zip((3, 35, 67), states, strict=True):
+    path: Any = {"arrowstyle": "-|>", "mutation_scale": 16, "color": GREY, "lw": 2}
+    for left, state in zip((3, 35, 67), states, strict=True):
         rows = state[0, [0, 10, 20, 28, 36, 45], :10]
-        axes.add_patch(Rectangle((x - 0.5, 3.9), 10, 10.4, fc="white", ec="none", zorder=2))
+        axes.add_patch(Rectangle((left - 0.5, 3.9), 10, 10.4, fc="white", ec="none", zorder=2))
         for i, row in enumerate(rows):
             top = 12.4 - i * 1.65
             axes.imshow(
                 row[None],
-                extent=(x, x + 9, top, top + 1.3),
+                extent=(left, left + 9, top, top + 1.3),
                 aspect="auto",
                 cmap="PuOr",
                 vmin=-2.5,
@@ -303,7 +306,6 @@ def encoder() -> None:
                 zorder=3,
             )
     for x, name, color in ((14.5, "attention", BLUE), (46.5, "MLP", GREEN)):
-        path = {"arrowstyle": "-|>", "mutation_scale": 16, "color": GREY, "lw": 2}
         axes.add_patch(FancyArrowPatch((x + 0.5, 9), (x + 0.5, 17.6), **path))
         box(axes, x - 3, 17.8, 7, 5, "norm", GREY)
         axes.add_patch(FancyArrowPatch((x + 0.5, 22.8), (x + 0.5, 25.8), **path))

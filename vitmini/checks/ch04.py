@@ -79,7 +79,7 @@ def block_parameters(function: Callable[[int, float, bool], Any]) -> None:
         target = sum(p.numel() for p in block.parameters())
         H = int(D * ratio)
         got = expect_number(attempt(function, D, ratio, bias), "7087872")
-        slips = {
+        slips: dict[float, str] = {
             4 * D: "the two norms are missing: a weight and a bias for each component",
             2 * D: "there are two norms, each with a weight and a bias of D numbers",
             H + D: "the MLP has biases too: H and D of them",

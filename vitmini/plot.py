@@ -202,16 +202,19 @@ def lines(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     xlabel: str,
     ylabel: str,
-    log: bool = False,
+    log: bool | str = False,
 ) -> Figure:
-    """Plot several curves, each named at its end; `log` makes both axes logarithmic. Chapter: 2."""
+    """Plot several curves with a legend. Chapter: 2.
+
+    `log` makes both axes logarithmic, "y" only the vertical one.
+    """
     figure, [[axes]] = _new(1, 1, (5.8, 3.0))
     marks = ("o-", "s--", "^-.", "v:", "D-", "P--")
     for (name, (x, y)), mark in zip(series.items(), marks, strict=False):
         few = len(x) <= 20
         axes.plot(x, y, mark if few else mark[1:], label=name, markersize=5)
     if log:
-        axes.set(xscale="log", yscale="log")
+        axes.set(xscale="linear" if log == "y" else "log", yscale="log")
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if len(series) > 1:
         axes.legend(loc="best", fontsize=10)
@@ -319,6 +322,21 @@ def softmax_bars(weights: Mapping[str, Tensor]) -> Figure:
         axes.bar(range(len(values)), values.sort(descending=True).values, color=color)
         axes.set(title=name, xlabel="keys, sorted", ylim=(0, 1), xticks=[])
     grid[0][0].set_ylabel("weight")
+    return figure
+
+
+def matrices(panels: Mapping[str, Tensor], xlabel: str, ylabel: str) -> Figure:
+    """Draw several matrices side by side in one scale from zero up, white for zero. Chapter: 4."""
+    figure, grid = _new(1, len(panels), (2.0 * len(panels) + 0.6, 2.8))
+    top = max(m.max().item() for m in panels.values())
+    for axes, (title, matrix) in zip(grid[0], panels.items(), strict=True):
+        shown = axes.imshow(matrix.detach().cpu(), cmap="Blues", vmin=0, vmax=top, aspect="auto")
+        axes.set(xlabel=xlabel, xticks=[], yticks=[])
+        axes.set_title(title, fontsize=11)
+        for row in range(1, matrix.shape[0]):
+            axes.axhline(row - 0.5, color="#cccccc", linewidth=0.8)
+    grid[0][0].set_ylabel(ylabel)
+    figure.colorbar(shown, ax=grid.ravel().tolist(), shrink=0.9)
     return figure
 
 

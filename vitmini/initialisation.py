@@ -254,7 +254,7 @@ SCHEMES = {
 
 
 def factors(strength: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw |strength| Z + strength I and part it in two: both (D, D), their product is it.
+    """Draw strength I plus noise Z times its size; part it in two (D, D) whose product it is.
 
     Source: Trockman & Kolter 2023, section 3.
     Chapter: 5

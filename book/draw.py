@@ -16,7 +16,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.textpath import TextPath
 from PIL import Image
 
@@ -370,6 +370,28 @@ def whole_model() -> None:
     save(figure, "06-build.png")
 
 
+def initialisation() -> None:
+    """Three stacks: the area of a disc is the measured length scale of its layer."""
+    from vitmini.initialisation import length_scales
+
+    figure, axes = canvas(8, 3.4)
+    rows = ((1.0, "fades", SKY), (2.0, "keeps", BLUE), (2.5, "explodes", RED))
+    for i, (factor, word, color) in enumerate(rows):
+        y = (29.5, 21.5, 11)[i]
+        generator = torch.Generator().manual_seed(0)
+        lengths = length_scales([256] * 9, factor=factor, draws=40, generator=generator).mean(0)
+        axes.text(1, y + 1.6, f"variance {factor:g} / n", va="center", fontsize=14)
+        axes.text(1, y - 1.8, word, va="center", fontsize=14, color=color, weight="bold")
+        axes.plot([20, 71], [y, y], color=GREY, linewidth=1, zorder=0)
+        for layer, length in enumerate(lengths.tolist()):
+            axes.add_patch(Circle((21 + 6.3 * layer, y), 1.7 * length**0.5, color=color))
+    axes.text(21, 2.4, "input", ha="center", fontsize=13)
+    axes.text(46, 2.4, "ReLU layers", ha="center", fontsize=13)
+    axes.text(71.4, 2.4, "layer 8", ha="center", fontsize=13)
+    axes.set(xlim=(0, 80), ylim=(0, 34), aspect="equal")
+    save(figure, "05-build.png")
+
+
 def main() -> None:
     STATIC.mkdir(exist_ok=True)
     svg("icon.svg", 64, 64, "Sixteen coloured tiles", icon())
@@ -382,6 +404,7 @@ def main() -> None:
     positions()
     attention()
     encoder()
+    initialisation()
     whole_model()
 
 

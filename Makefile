@@ -58,7 +58,7 @@ notebooks: $(INSTALLED)
 	$(BIN)/python book/draw.py
 	$(BIN)/python book/generate.py
 
-RESULTS := train-digits patch-size-digits pooling-digits attention-digits attention-cost-cpu positions-cifar10 initialisation-cifar10
+RESULTS := train-digits patch-size-digits pooling-digits attention-digits norm-digits attention-cost-cpu model-speed-cpu positions-cifar10 initialisation-cifar10
 results: $(INSTALLED)
 	for name in $(RESULTS); do VITMINI_PROFILE=cpu $(BIN)/python -m vitmini experiment $$name || exit 1; done
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
+from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch, Rectangle
 from matplotlib.textpath import TextPath
 from PIL import Image
 
@@ -23,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import vitmini as vm  # noqa: E402
+from vitmini.data import normalize  # noqa: E402
+from vitmini.encoder import residual_stream  # noqa: E402
 from vitmini.plot import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, SKY  # noqa: E402
 
 STATIC = ROOT / "book" / "static"
@@ -271,6 +274,51 @@ def attention() -> None:
     save(figure, "03-build.png")
 
 
+def encoder() -> None:
+    """The stream of one block of the trained model: class token and five patches of the flower."""
+    card = vm.load_card("vit_cifar_mini")
+    model: Any = vm.load_pretrained("vit_cifar_mini")
+    photo = normalize(vm.load_photo("flower", 32)[None], card["mean"], card["std"])
+    with torch.no_grad():
+        tokens = model.patch_embed(photo)
+        tokens = torch.cat([model.cls_token, tokens], dim=1) + model.positions()
+        states, _ = residual_stream(model.blocks[:1], tokens)
+    figure, axes = canvas(8, 3.6)
+    axes.add_patch(
+        FancyArrowPatch((0.5, 9), (79.5, 9), arrowstyle="-|>", mutation_scale=30, color=SKY, lw=9)
+    )
+    words = "the residual stream: six tokens of a trained model"
+    axes.text(40, 1.4, words, ha="center", va="center", fontsize=14)
+    path: Any = {"arrowstyle": "-|>", "mutation_scale": 16, "color": GREY, "lw": 2}
+    for left, state in zip((3, 35, 67), states, strict=True):
+        rows = state[0, [0, 10, 20, 28, 36, 45], :10]
+        axes.add_patch(Rectangle((left - 0.5, 3.9), 10, 10.4, fc="white", ec="none", zorder=2))
+        for i, row in enumerate(rows):
+            top = 12.4 - i * 1.65
+            axes.imshow(
+                row[None],
+                extent=(left, left + 9, top, top + 1.3),
+                aspect="auto",
+                cmap="PuOr",
+                vmin=-2.5,
+                vmax=2.5,
+                interpolation="nearest",
+                zorder=3,
+            )
+    for x, name, color in ((14.5, "attention", BLUE), (46.5, "MLP", GREEN)):
+        axes.add_patch(FancyArrowPatch((x + 0.5, 9), (x + 0.5, 17.6), **path))
+        box(axes, x - 3, 17.8, 7, 5, "norm", GREY)
+        axes.add_patch(FancyArrowPatch((x + 0.5, 22.8), (x + 0.5, 25.8), **path))
+        box(axes, x - 5.5, 26, 12, 6, name, color)
+        axes.plot([x + 6.5, x + 16], [29, 29], color=GREY, lw=2)
+        axes.add_patch(FancyArrowPatch((x + 16, 29.1), (x + 16, 11.2), **path))
+        axes.text(x + 16, 9, "+", ha="center", va="center", fontsize=24, weight="bold", color=RED)
+        axes.text(x + 17.2, 22, "adds", ha="left", va="center", fontsize=13)
+        axes.text(x - 0.8, 15.2, "reads", ha="right", va="center", fontsize=13)
+    axes.set(xlim=(0, 80), ylim=(0, 36))
+    save(figure, "04-build.png")
+
+
 def whole_model() -> None:
     """A photograph through the embedded model: its tokens, class token and answers are real."""
     model, card = vm.load_pretrained("vit_cifar_mini"), vm.load_card("vit_cifar_mini")
@@ -322,6 +370,28 @@ def whole_model() -> None:
     save(figure, "06-build.png")
 
 
+def initialisation() -> None:
+    """Three stacks: the area of a disc is the measured length scale of its layer."""
+    from vitmini.initialisation import length_scales
+
+    figure, axes = canvas(8, 3.4)
+    rows = ((1.0, "fades", SKY), (2.0, "keeps", BLUE), (2.5, "explodes", RED))
+    for i, (factor, word, color) in enumerate(rows):
+        y = (29.5, 21.5, 11)[i]
+        generator = torch.Generator().manual_seed(0)
+        lengths = length_scales([256] * 9, factor=factor, draws=40, generator=generator).mean(0)
+        axes.text(1, y + 1.6, f"variance {factor:g} / n", va="center", fontsize=14)
+        axes.text(1, y - 1.8, word, va="center", fontsize=14, color=color, weight="bold")
+        axes.plot([20, 71], [y, y], color=GREY, linewidth=1, zorder=0)
+        for layer, length in enumerate(lengths.tolist()):
+            axes.add_patch(Circle((21 + 6.3 * layer, y), 1.7 * length**0.5, color=color))
+    axes.text(21, 2.4, "input", ha="center", fontsize=13)
+    axes.text(46, 2.4, "ReLU layers", ha="center", fontsize=13)
+    axes.text(71.4, 2.4, "layer 8", ha="center", fontsize=13)
+    axes.set(xlim=(0, 80), ylim=(0, 34), aspect="equal")
+    save(figure, "05-build.png")
+
+
 def main() -> None:
     STATIC.mkdir(exist_ok=True)
     svg("icon.svg", 64, 64, "Sixteen coloured tiles", icon())
@@ -333,6 +403,8 @@ def main() -> None:
     patches()
     positions()
     attention()
+    encoder()
+    initialisation()
     whole_model()
 
 

@@ -9,7 +9,14 @@ import torch
 from torchvision.models import VisionTransformer
 
 import vitmini as vm
-from vitmini.initialisation import SCHEMES, init_weights
+from vitmini.initialisation import (
+    KINDS,
+    SCHEMES,
+    attention_products,
+    init_weights,
+    length_scales,
+    signal_norms,
+)
 
 timm_vit = pytest.importorskip("timm.models.vision_transformer")
 
@@ -184,3 +191,176 @@ def test_schemes_draw_timms_model_too():
 def test_an_unknown_scheme_is_refused_with_those_that_exist():
     with pytest.raises(ValueError, match=r"scheme must be one of deit, google.*got 'he'"):
         init_weights(fresh(), "he")
+
+
+def stack(widths, kind="plain", factor=2.0, scales=1.0, draws=1000, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return length_scales(widths, kind, factor, scales, draws, generator)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["plain", "conv"])
+@pytest.mark.parametrize("factor", [1.0, 2.0, 2.2])
+def test_the_mean_length_scale_is_half_the_factor_to_the_depth(kind, factor, seed):
+    lengths = stack([24] * 6, kind, factor, seed=seed)
+    for layer in range(6):
+        error = 4 * (lengths[:, layer].std() / 1000**0.5).item() + 1e-12
+        assert lengths[:, layer].mean().item() == pytest.approx((factor / 2) ** layer, abs=error)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("widths", [[16] * 3, [8, 32, 16], [40, 24, 24, 24, 24]])
+def test_the_second_moment_is_the_product_of_one_plus_five_over_n(widths, seed):
+    last = stack(widths, draws=4000, seed=seed)[:, -1]
+    wanted = math.prod(1 + 5 / n for n in widths[1:])  # the input's own width does not matter
+    assert (last.square().mean() / last.mean() ** 2).item() == pytest.approx(wanted, rel=0.12)
+
+
+def test_a_network_that_is_wide_enough_has_neither_failure_mode():
+    lengths = stack([400] * 6, draws=30)
+    assert lengths.std(0).max().item() < 0.4 and abs(lengths.mean().item() - 1) < 0.1
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    "scales", [[1.0] * 6, [6**-0.5] * 6, [0.5**i for i in range(1, 7)], [0.3, 0.9, 0, 0, 2, 1]]
+)
+def test_branches_with_linear_ends_multiply_by_one_plus_eta_squared(scales, seed):
+    lengths = stack([20] * 7, "residual_linear", scales=scales, draws=2000, seed=seed)
+    for layer in range(7):
+        wanted = math.prod(1 + eta**2 for eta in scales[:layer])
+        error = 4 * (lengths[:, layer].std() / 2000**0.5).item() + 1e-12
+        assert lengths[:, layer].mean().item() == pytest.approx(wanted, abs=error)
+
+
+@pytest.mark.parametrize(
+    "scales", [[1.0] * 8, [8**-0.5] * 8, [1 / 8] * 8, [0.9**i for i in range(8)]]
+)
+def test_branches_with_relu_ends_follow_the_recursion_of_the_wide_limit(scales):
+    lengths = stack([160] * 9, "residual", scales=scales, draws=100)
+    m, s = 1.0, 0.0
+    for layer, eta in enumerate(scales, 1):
+        step = math.sqrt(m / math.pi)
+        m, s = (1 + eta**2) * m + 2 * eta * s * step, s + eta * step
+        assert lengths[:, layer].mean().item() == pytest.approx(m, rel=0.1)
+    assert m <= math.prod((1 + eta) ** 2 for eta in scales)
+
+
+def test_one_scale_is_the_same_as_that_scale_for_every_layer():
+    for kind in ("residual", "residual_linear"):
+        assert torch.equal(stack([8] * 4, kind, scales=0.3), stack([8] * 4, kind, scales=[0.3] * 3))
+        still = stack([8] * 4, kind, scales=0.0, draws=5)
+        assert torch.allclose(still, torch.ones(5, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_length_scales_start_at_one_and_are_reproducible(kind):
+    lengths = stack([8] * 5, kind, draws=7)
+    assert lengths.shape == (7, 5) and lengths.dtype == torch.float64
+    assert torch.allclose(lengths[:, 0], torch.ones(7, dtype=torch.float64))
+    assert torch.equal(lengths, stack([8] * 5, kind, draws=7))
+    assert not torch.equal(lengths, stack([8] * 5, kind, draws=7, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(widths=[4, 4], kind="dense"), "kind must be one of plain"),
+        (dict(widths=[4]), "widths must be two or more"),
+        (dict(widths=[4, 0]), "widths must be two or more"),
+        (dict(widths=[4, 4], draws=0), "draws must be positive"),
+        (dict(widths=[4, 4], factor=0.0), "factor must be positive"),
+        (dict(widths=[4, 4], factor=math.nan), "factor must be positive"),
+        (dict(widths=[4, 8], kind="residual"), "widths must all be equal"),
+        (dict(widths=[4, 4], scales=0.5), "scales must be 1.0 for kind 'plain'"),
+        (dict(widths=[4, 4], kind="conv", scales=[1.0]), "scales must be 1.0 for kind 'conv'"),
+        (dict(widths=[4] * 3, kind="residual", scales=[1.0]), "scales must be one number or 2"),
+    ],
+)
+def test_impossible_stacks_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        length_scales(**arguments)
+
+
+def batch(count=6):
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(count, 3, 32, 32, generator=generator)
+    return images, torch.arange(count) % 5
+
+
+@pytest.mark.parametrize("init", ["deit", "mimetic"])
+def test_signal_norms_are_those_of_a_model_taken_apart_by_hand(init):
+    model = fresh(init).train()
+    images, labels = batch()
+    found = signal_norms(model, images, labels)
+    x = torch.cat([model.cls_token.expand(6, -1, -1), model.patch_embed(images)], 1)
+    x = x + model.positions()
+    states = [x]
+    for block in model.blocks:
+        states.append(block(states[-1]))
+    for i, state in enumerate(states):
+        assert found.stream[i].item() == pytest.approx(state.square().mean().sqrt().item(), 1e-5)
+        first = state[:, 0].square().mean().sqrt().item()
+        assert found.first_token[i].item() == pytest.approx(first, rel=1e-5)
+    assert found.gradient.shape == (DEPTH,) and len(found.stream) == DEPTH + 1
+    torch.nn.functional.cross_entropy(model(images), labels).backward()
+    for norm, block in zip(found.gradient, model.blocks, strict=True):
+        by_hand = torch.cat([p.grad.flatten() for p in block.parameters()]).norm()
+        assert norm.item() == pytest.approx(by_hand.item(), rel=1e-4)
+
+
+def test_signal_norms_leave_the_model_as_it_was():
+    model = fresh("deit", drop_path=0.5, dropout=0.1).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found = [signal_norms(model, *batch()) for _ in range(2)]
+    assert model.training and all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))  # no dropout while measuring
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert not any(block._forward_hooks for block in model.blocks)
+    with pytest.raises(ValueError, match="image"):
+        signal_norms(model, torch.zeros(1, 3, 16, 16), torch.zeros(1, dtype=torch.long))
+    assert model.training and not any(block._forward_hooks for block in model.blocks)
+
+
+def test_a_zero_head_gives_no_gradient_and_frozen_blocks_are_skipped():
+    assert not signal_norms(fresh("google"), *batch()).gradient.any()
+    model = fresh("deit")
+    model.blocks[1].requires_grad_(False)
+    gradient = signal_norms(model, *batch()).gradient
+    assert gradient[1] == 0 and (gradient[[0, 2, 3]] > 0).all()
+
+
+def test_signal_norms_want_a_model_with_blocks():
+    with pytest.raises(ValueError, match="model must have blocks, Linear has none"):
+        signal_norms(torch.nn.Linear(3, 3), *batch())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_pre_norm_stream_adds_and_a_scaled_one_does_not_depend_on_depth(seed):
+    def growth(init, depth):
+        stream = signal_norms(fresh(init, seed, depth=depth), *batch()).stream
+        return (stream[-1] ** 2 - stream[0] ** 2).item()
+
+    # 4 if every block adds as much, more as tokens grow alike; a product would give 2**18
+    assert 3 < growth("google", 24) / growth("google", 6) < 10
+    shallow, deep = growth("scaled", 6), growth("scaled", 24)
+    assert abs(shallow - deep) < 0.02 and abs(deep) < growth("deit", 24)
+
+
+def test_attention_products_give_the_scores_and_the_values_written():
+    attn = fresh("google").blocks[0].attn
+    x = torch.randn(5, WIDTH)
+    qk, written = attention_products(attn)
+    assert qk.shape == (HEADS, WIDTH, WIDTH) and written.shape == (WIDTH, WIDTH)
+    q, k, v = attn.qkv(x).chunk(3, dim=-1)  # the biases are zero
+    d = WIDTH // HEADS
+    for h in range(HEADS):
+        part = slice(d * h, d * h + d)
+        scores = q[:, part] @ k[:, part].T
+        assert torch.allclose(x @ qk[h] @ x.T, scores, atol=1e-4)
+    assert torch.allclose(x @ written.T, attn.proj(v), atol=1e-4)
+
+
+def test_deits_truncation_truncates_nothing():
+    weight = fresh("deit", dim=768, num_heads=12, depth=1).blocks[0].mlp.fc1.weight
+    assert weight.abs().max() > 4 * 0.02

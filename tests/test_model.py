@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 import vitmini as vm
-from vitmini.positions import RelativePositionBias
 
 COUNTS = {
     "vit_tiny_patch16_224": 5_717_416,
@@ -180,20 +179,6 @@ def test_distilled_gives_a_pair_in_training_and_the_mean_in_evaluation():
     assert torch.allclose(model.eval()(images), (pair[0] + pair[1]) / 2, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", ["pre", "post"])
-def test_block_adds_both_branches_to_the_stream(norm):
-    bias = RelativePositionBias((1, 2), 2)
-    block, x = vm.Block(8, 2, norm=norm, rel_pos=bias), torch.randn(2, 3, 8)
-    assert block.attn.rel_pos is bias
-    if norm == "pre":
-        y = x + block.attn(block.norm1(x))
-        y = y + block.mlp(block.norm2(y))
-    else:
-        y = block.norm1(x + block.attn(x))
-        y = block.norm2(y + block.mlp(y))
-    assert torch.allclose(block(x), y, atol=1e-6)
-
-
 @each_kind
 @each_prefix
 def test_shuffled_patches_give_the_same_logits_without_positions_only(pos_embed, prefix):
@@ -203,21 +188,6 @@ def test_shuffled_patches_give_the_same_logits_without_positions_only(pos_embed,
     same = torch.allclose(model(images), model(shuffled), atol=1e-5)
     assert same == (pos_embed == "none")
     assert same or not torch.allclose(model(images), model(shuffled), atol=1e-2)
-
-
-def test_drop_path_drops_whole_samples_and_keeps_the_mean():
-    torch.manual_seed(0)
-    drop, x = vm.DropPath(0.25), torch.ones(8000, 2, 3)
-    y = drop.train()(x)
-    assert {round(v, 6) for v in y.flatten().tolist()} == {0.0, round(1 / 0.75, 6)}
-    assert (y.amin((1, 2)) == y.amax((1, 2))).all()
-    assert abs(y.mean().item() - 1) < 0.03
-    assert torch.equal(drop.eval()(x), x)
-
-
-def test_drop_rate_rises_linearly_with_depth():
-    model = small(drop_path=0.3, depth=4)
-    assert [round(b.drop_path.rate, 6) for b in model.blocks] == [0.0, 0.1, 0.2, 0.3]
 
 
 def test_a_fresh_digits_model_gives_every_class_the_same_chance(digits):

@@ -381,6 +381,7 @@ def test_an_experiment_writes_its_result(tmp_path):
         ("positions-cifar10", "test_accuracy_relative"),
         ("pooling-digits", "test_accuracy_mean_0.01"),
         ("attention-digits", "test_accuracy_unscaled_4"),
+        ("norm-digits", "train_loss_post_0_12_slow"),
         ("attention-cost-cpu", "bytes_by_hand_over_fused_64"),
     ],
 )

@@ -5,6 +5,8 @@ Chapter: 4.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +42,8 @@ class DropPath(nn.Module):
     Shapes: x (B, ...) -> the same; kept samples are divided by the keep rate in training,
         nothing happens in evaluation.
     Raises: `ValueError` when `rate` is outside [0, 1).
-    Source: Huang et al. 2016; Touvron et al. 2021, Table 9.
+    Source: Huang et al. 2016, section 3; Touvron et al. 2021, Table 9 (with their code: each
+        image draws for itself).
     Chapter: 4
     """
 
@@ -60,9 +63,15 @@ class DropPath(nn.Module):
 def drop_path_rates(rate: float, depth: int) -> list[float]:
     """The linear rule: 0 in the first of `depth` blocks, `rate` in the last, even steps between.
 
-    Source: Huang et al. 2016, eq. 4; Touvron et al. 2021, Table 9.
+    Raises: `ValueError` when `rate` is outside [0, 1) or `depth` is below 1.
+    Source: Huang et al. 2016, eq. 4, which starts at rate / depth; Touvron et al. 2021, Table 9
+        (their code starts at 0, as here).
     Chapter: 4
     """
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must be in [0, 1), got {rate}")
+    if depth < 1:
+        raise ValueError(f"depth must be at least 1, got {depth}")
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
@@ -70,7 +79,7 @@ class LayerScale(nn.Module):
     """Multiply each channel of a residual branch by a learned factor that starts small.
 
     Shapes: x (B, T, D) -> the same; `init` is the first value of all D factors.
-    Source: Touvron et al. 2021, "Going deeper with image transformers", eq. 4.
+    Source: Touvron et al. 2021, "Going deeper with image transformers", section 2.
     Chapter: 4
     """
 
@@ -129,3 +138,24 @@ class Block(nn.Module):
             return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         x = self.norm1(x + self.drop_path(self.ls1(self.attn(x))))
         return self.norm2(x + self.drop_path(self.ls2(self.mlp(x))))
+
+
+def residual_stream(blocks: Iterable[Block], x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Run tokens through blocks, and keep the stream at every stop and all that is added to it.
+
+    Shapes: x (B, T, D) and L blocks -> 1 + 2L states, the first of them x and the last what the
+        blocks give, and 2L branches, attention and MLP in turn; each (B, T, D).
+    Source: Elhage et al. 2021, "A mathematical framework for transformer circuits" (the stream).
+    Chapter: 4
+    """
+    states, branches = [x], []
+    for block in blocks:
+        for norm, layer, scale in (
+            (block.norm1, block.attn, block.ls1),
+            (block.norm2, block.mlp, block.ls2),
+        ):
+            x = states[-1]
+            branch = block.drop_path(scale(layer(norm(x) if block.pre_norm else x)))
+            branches.append(branch)
+            states.append(x + branch if block.pre_norm else norm(x + branch))
+    return states, branches

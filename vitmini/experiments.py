@@ -110,6 +110,28 @@ def attention_digits(profile: Profile) -> dict[str, Any]:
     return _train_arms("attention-digits", profile, seeds, arms, recipe, {}, data, DIGITS)
 
 
+def norm_digits(profile: Profile) -> dict[str, Any]:
+    """Norm before or after, with warm-up and without, 3, 8 and 12 layers deep. Chapter: 4.
+
+    An arm is norm_warmup_depth; "slow" has a third of the learning rate, "deit" starts
+    with the smaller weights of that scheme.
+    """
+    seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
+    recipe = dataclasses.replace(_digits_recipe(profile), epochs=profile.pick(ci=1, cpu=20, gpu=20))
+    arms: dict[str, tuple[dict, dict]] = {
+        f"{norm}_{warmup}_{depth}": ({"norm": norm, "depth": depth}, {"warmup": warmup})
+        for depth in (3, 8, 12)
+        for norm in ("pre", "post")
+        for warmup in (0, 5)
+    }
+    post = {"norm": "post", "depth": 12}
+    slow = {"warmup": 0, "learning_rate": recipe.learning_rate / 3}
+    arms["post_0_12_slow"] = (post, slow)
+    arms["post_0_12_deit"] = (post | {"init": "deit"}, {"warmup": 0})
+    data, words = load_data("digits"), f"{DIGITS}, {recipe.epochs} epochs"
+    return _train_arms("norm-digits", profile, seeds, arms, recipe, {}, data, words)
+
+
 def attention_cost_cpu(profile: Profile) -> dict[str, Any]:
     """Time and memory of attention by hand and fused, on a CPU in float32. Chapter: 3."""
     tokens = profile.pick(ci=[16, 64], cpu=_TOKENS[:7], gpu=_TOKENS[:7])
@@ -276,8 +298,9 @@ def _train_arms(
         for key in ("test_accuracy", "train_loss"):
             metrics[f"{key}_{arm}"] = summarize([run[-1][key] for run in done])
     curves = {
-        f"val_accuracy_{arm}": [[round(r["val_accuracy"], 4) for r in run] for run in done]
+        f"{key}_{arm}": [[round(r[key], 4) for r in run] for run in done]
         for arm, done in runs.items()
+        for key in ("val_accuracy", "train_loss")
     }
     return {
         "name": name,
@@ -325,6 +348,7 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "initialisation-cifar10": initialisation_cifar10,
     "pooling-digits": pooling_digits,
     "attention-digits": attention_digits,
+    "norm-digits": norm_digits,
     "attention-cost-cpu": attention_cost_cpu,
     "attention-cost-gpu": attention_cost_gpu,
     "model-speed-cpu": model_speed_cpu,

@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import matplotlib.ticker
 import torch
 from cycler import cycler
 from matplotlib.axes import Axes
@@ -202,16 +203,19 @@ def lines(
     series: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     xlabel: str,
     ylabel: str,
-    log: bool = False,
+    log: bool | str = False,
 ) -> Figure:
-    """Plot several curves, each named at its end; `log` makes both axes logarithmic. Chapter: 2."""
+    """Plot several curves with a legend. Chapter: 2.
+
+    `log` makes both axes logarithmic, "y" only the vertical one.
+    """
     figure, [[axes]] = _new(1, 1, (5.8, 3.0))
     marks = ("o-", "s--", "^-.", "v:", "D-", "P--")
     for (name, (x, y)), mark in zip(series.items(), marks, strict=False):
         few = len(x) <= 20
         axes.plot(x, y, mark if few else mark[1:], label=name, markersize=5)
     if log:
-        axes.set(xscale="log", yscale="log")
+        axes.set(xscale="linear" if log == "y" else "log", yscale="log")
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if len(series) > 1:
         axes.legend(loc="best", fontsize=10)
@@ -322,6 +326,21 @@ def softmax_bars(weights: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
+def heat_maps(panels: Mapping[str, Tensor], xlabel: str, ylabel: str) -> Figure:
+    """Draw several matrices side by side in one scale from zero up, white for zero. Chapter: 4."""
+    figure, grid = _new(1, len(panels), (2.0 * len(panels) + 0.6, 2.8))
+    top = max(m.max().item() for m in panels.values())
+    for axes, (title, matrix) in zip(grid[0], panels.items(), strict=True):
+        shown = axes.imshow(matrix.detach().cpu(), cmap="Blues", vmin=0, vmax=top, aspect="auto")
+        axes.set(xlabel=xlabel, xticks=[], yticks=[])
+        axes.set_title(title, fontsize=11)
+        for row in range(1, matrix.shape[0]):
+            axes.axhline(row - 0.5, color="#cccccc", linewidth=0.8)
+    grid[0][0].set_ylabel(ylabel)
+    figure.colorbar(shown, ax=grid.ravel().tolist(), shrink=0.9)
+    return figure
+
+
 def attention_costs(results: Sequence[Mapping[str, Any]]) -> Figure:
     """Plot time and memory against tokens, by hand and fused, a row a device. Chapter: 3.
 
@@ -399,4 +418,56 @@ def top_classes(image: Tensor, names: Sequence[str], probabilities: Sequence[flo
     right.set_yticks(range(len(names)), names, fontsize=9)
     right.invert_yaxis()
     right.set(xlabel="probability (%)")
+    return figure
+
+
+def draws(
+    curves: Tensor, xlabel: str, ylabel: str, limits: tuple[float, float], title: str = ""
+) -> Figure:
+    """Plot random curves (draws, L + 1) thin, and their median thick, on a log axis. Chapter: 5."""
+    figure, [[axes]] = _new(1, 1, (5.8, 3.0))
+    floor = limits[0] / 10  # what vanished altogether leaves the picture through its floor
+    axes.plot(curves.clamp_min(floor).T, color=SKY, linewidth=0.8, alpha=0.8)
+    axes.plot(curves.median(0).values.clamp_min(floor), color=BLUE, linewidth=2.5, label="median")
+    axes.axhline(1, color=ORANGE, linestyle="--", label="expected mean")
+    axes.set(xlabel=xlabel, ylabel=ylabel, yscale="log", ylim=limits, title=title)
+    axes.legend(loc="lower left", fontsize=10)
+    return figure
+
+
+def panels(
+    series: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str, log: bool = True
+) -> Figure:
+    """Plot the same named curves in several panels, each with its own y label. Chapter: 5."""
+    figure, grid = _new(len(series), 1, (5.8, 2.1 * len(series) + 0.6), sharex=True)
+    dashes = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), "-")
+    for axes, (ylabel, curves) in zip(grid[:, 0], series.items(), strict=True):
+        for (name, values), dash in zip(curves.items(), dashes, strict=False):
+            axes.plot(range(len(values)), values, linestyle=dash, label=name, linewidth=2)
+        axes.set(ylabel=ylabel, yscale="log" if log else "linear")
+        if log:
+            axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
+    grid[-1][0].set_xlabel(xlabel)
+    grid[0][0].legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, fontsize=10)
+    return figure
+
+
+def matrices(
+    pictures: Sequence[Tensor], titles: Sequence[str], columns: int = 3, limit: float | None = None
+) -> Figure:
+    """Draw matrices as pictures, zero white, below it orange and above it purple. Chapter: 5.
+
+    Each matrix has its own scale, its largest absolute number, unless `limit` gives one for all.
+    """
+    rows = -(-len(pictures) // columns)
+    figure, grid = _new(rows, columns, (2.0 * columns, 2.25 * rows))
+    for i, axes in enumerate(grid.flat):
+        axes.set_axis_off()
+        if i < len(pictures):
+            matrix = pictures[i].detach().cpu()
+            top = limit or matrix.abs().max().item()
+            axes.imshow(matrix, cmap="PuOr", vmin=-top, vmax=top)
+            axes.set_title(titles[i], fontsize=10)
     return figure

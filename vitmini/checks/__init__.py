@@ -95,7 +95,7 @@ def _show(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-from vitmini.checks import ch00, ch01, ch02, ch03, ch06  # noqa: E402  (they use the functions above)
+from vitmini.checks import ch00, ch01, ch02, ch03, ch04, ch05, ch06  # noqa: E402  (they use the functions above)
 
 __all__ = [
     "WrongAnswer",
@@ -104,6 +104,8 @@ __all__ = [
     "ch01",
     "ch02",
     "ch03",
+    "ch04",
+    "ch05",
     "ch06",
     "confirm",
     "expect",

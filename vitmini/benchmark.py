@@ -192,7 +192,7 @@ def check_plain(config: ViTConfig) -> None:
     Raises: `ValueError` for anything but a plain ViT.
     Chapter: 6
     """
-    if not isinstance(config, ViTConfig):
+    if type(config).__name__ != "ViTConfig":  # by name: a notebook may define its own
         raise ValueError(f"config must be a ViTConfig, got {config!r}")
     c = replace(config, init="deit", zero_head=False)
     wanted = ViTConfig(

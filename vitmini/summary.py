@@ -104,8 +104,7 @@ def summary_table(name: str, config: ViTConfig) -> str:
         shape = f"({', '.join(map(str, r.shape))})" if r.shape else ""
         lines.append(f"{r.name:24} {shape:>16} {r.parameters:>13,} {r.flops:>17,}")
     lines.append(f"{'total':24} {'':16} {parameters:>13,} {flops:>17,}")
-    lines.append(
-        f"{name}: {parameters / 1e6:,.2f} M parameters, {parameters * 4 / 2**20:,.1f} MiB in "
-        f"float32, {flops / 1e9:,.3f} GFLOPs an image ({flops / 2e9:,.3f} G multiply-adds)"
-    )
+    memory = f"{parameters * 4 / 2**20:,.1f} MiB in float32"
+    lines.append(f"{name}: {parameters / 1e6:,.2f} M parameters, {memory},")
+    lines.append(f"{flops / 1e9:,.3f} GFLOPs an image ({flops / 2e9:,.3f} G multiply-adds)")
     return "\n".join(lines)

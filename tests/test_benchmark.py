@@ -63,7 +63,7 @@ def test_the_profiler_is_silent():
 
 
 def test_no_turn_at_all_is_refused():
-    with pytest.raises(ValueError, match="repeats must be positive, got 0"):
+    with pytest.raises(ValueError, match="repeats must be a positive int, got 0"):
         vm.measure_time({}, repeats=0)
 
 
@@ -147,3 +147,44 @@ def test_a_wrong_benchmark_is_one_line(arguments, words, capsys):
     assert main(["benchmark", *arguments]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch_size": 0}, "batch_size must be"),
+        ({"dtype": torch.float64}, "dtype must be"),
+        ({"dtype": "bfloat16"}, "dtype must be"),
+        ({"repeats": 1.5}, "repeats must be"),
+    ],
+)
+def test_a_comparison_that_makes_no_sense_is_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        vm.compare_models(TINY, **change)
+
+
+def test_a_benchmark_refuses_before_the_first_model_runs(capsys):
+    assert main(["benchmark", "vit_cifar", "vit_digits", "--repeats", "1"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory.\nTried"), MemoryError("64 do"), None]
+)
+def test_too_little_memory_is_one_line(error, monkeypatch, capsys):
+    def full(*_):
+        raise error or RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr("vitmini.benchmark.compare_models", full)
+    assert main(["benchmark", "vit_cifar"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and ("64 do" if "64" in str(error) else "out of memory") in err
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory(monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("vitmini.benchmark.compare_models", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["benchmark", "vit_cifar"])

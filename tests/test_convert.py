@@ -197,7 +197,7 @@ def test_the_source_is_left_alone_and_shares_nothing():
         ({"patch_drop_rate": 0.1}, r"rate 0\.1"),
         ({"proj_drop_rate": 0.1}, "dropout is not one"),
         ({"act_layer": "relu"}, "activation is ReLU"),
-        ({"final_norm": False}, "norm_eps is not one"),
+        ({"final_norm": False}, "norm.bias is missing"),
         ({"block_fn": timm.models.vision_transformer.ResPostBlock}, "ResPostBlock"),
         ({"block_fn": timm.models.vision_transformer.ParallelScalingBlock}, "ParallelScaling"),
         ({"attn_layer": "diff"}, "blocks are of Block"),
@@ -229,6 +229,81 @@ def test_a_silent_difference_is_found_even_behind_a_zero_head(zero):
         nn.init.zeros_(model.head.bias)
     with pytest.raises(ValueError, match="computes something that a ViT does not"):
         vm.from_timm(model)
+
+
+class Causal(timm.layers.Attention):
+    """timm's attention under its own name, that lets no token look ahead."""
+
+    def forward(self, x, attn_mask=None, is_causal=False):
+        return super().forward(x, attn_mask, is_causal=True)
+
+
+Causal.__name__ = "Attention"
+
+
+def spoil(part, attribute, value):
+    def change(model):
+        setattr(model.get_submodule(part), attribute, value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        # what its own weights would not show: branches that hardly count yet
+        ({"init_values": 1e-5, "attn_layer": Causal}, None),
+        ({"attn_layer": Causal}, None),
+        ({}, spoil("blocks.1.attn", "scale", 0.2)),
+        ({}, spoil("blocks.2.norm2", "eps", 1e-4)),
+        ({}, spoil("blocks.2.norm1", "eps", 1e-4)),
+        ({}, spoil("blocks.1.mlp", "act", nn.GELU("tanh"))),
+        ({"pos_embed": "none", "pos_drop_rate": 0.3, "proj_drop_rate": 0.3}, None),
+        ({"drop_path_rate": 0.2}, spoil("blocks.2.drop_path2", "drop_prob", 0.1)),
+        ({"drop_path_rate": 0.2}, spoil("blocks.2.drop_path1", "scale_by_keep", False)),
+        ({}, lambda model: setattr(model.blocks, "1", model.blocks[0])),
+    ],
+)
+@pytest.mark.parametrize("half", [False, True])
+def test_no_difference_is_silent(make, change, half):
+    model = VisionTransformer(**TIMM | {"num_classes": 1} | make)
+    for block in model.blocks:
+        block.attn.fused_attn = False  # which honours the scale
+    if change:
+        change(model)
+    with pytest.raises(ValueError, match=r"^model cannot be a ViT: ") as told:
+        vm.from_timm(model.bfloat16() if half else model)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_good_model_in_half_precision_converts_however_it_computes(dtype):
+    for seed in range(8):
+        torch.manual_seed(seed)
+        model = VisionTransformer(**TIMM | {"num_classes": 1}).to(dtype)
+        for block in model.blocks:
+            block.attn.fused_attn = False
+        assert vm.from_timm(model).head.weight.dtype == dtype
+
+
+def test_identities_in_the_place_of_dropouts_are_fine():
+    model = timm_model()
+    model.pos_drop = model.head_drop = model.blocks[0].attn.proj_drop = nn.Identity()
+    assert vm.from_timm(model).config.dropout == 0
+
+
+def test_models_without_weights_are_named():
+    with torch.device("meta"):
+        model = VisionTransformer(**TIMM)
+    with pytest.raises(ValueError, match="meta device"):
+        vm.from_timm(model)
+
+
+def test_a_model_converted_in_inference_mode_can_be_trained():
+    with torch.inference_mode():
+        ours = vm.from_timm(timm_model())
+    ours(images_of(ours.config)).sum().backward()
+    assert ours.head.weight.grad is not None
 
 
 @pytest.mark.parametrize("model", [nn.Linear(2, 2), None, timm.create_model("resnet18"), "vit"])
@@ -281,6 +356,39 @@ def test_what_torchvision_adds_is_refused(more, words):
         vm.from_torchvision(torchvision_model(**more))
 
 
+def change_head(head):
+    def change(model):
+        model.heads = head
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (change_head(nn.Linear(48, 5)), "one linear layer, heads.head"),
+        (change_head(nn.Identity()), "one linear layer, heads.head"),
+        (spoil("heads", "head", nn.Identity()), "one linear layer, heads.head"),
+        (spoil("encoder.layers.encoder_layer_1.mlp", "1", nn.GELU("tanh")), "gelu is not one"),
+        (spoil("encoder.layers.encoder_layer_1.ln_2", "eps", 1e-5), "norm_eps is not one"),
+        (lambda m: setattr(m.encoder, "layers", nn.Sequential()), "no blocks"),
+        (lambda m: m.heads.add_module("drop", nn.Dropout(0.5)), "heads.drop drops with rate 0.5"),
+    ],
+)
+def test_a_changed_torchvision_model_is_refused_in_words(change, words):
+    model = torchvision_model()
+    change(model)
+    with pytest.raises(ValueError, match=words):
+        vm.from_torchvision(model)
+
+
+def test_a_subclass_of_torchvisions_model_is_its_like():
+    class Mine(TorchvisionViT):
+        pass
+
+    assert vm.from_torchvision(Mine(32, 8, 2, 2, 16, 32)).config.dim == 16
+
+
 def test_a_fresh_torchvision_model_with_its_zero_head_converts():
     theirs = TorchvisionViT(32, 8, 2, 2, 16, 32)
     assert vm.from_torchvision(theirs).training == theirs.training
@@ -309,8 +417,14 @@ class OldNames(nn.Module):
         super().__init__()
         self.inner = model
         self.config = model.config
-        self.classifier = getattr(model, "classifier", None)
-        self.cls_classifier = getattr(model, "cls_classifier", None)
+
+    @property
+    def classifier(self):
+        return self.inner.classifier
+
+    @property
+    def cls_classifier(self):
+        return self.inner.cls_classifier
 
     def state_dict(self):
         renamed = {}
@@ -373,6 +487,25 @@ def test_old_names_are_those_of_their_files(tmp_path):
 def test_what_hugging_face_has_besides_is_refused(model, words):
     with pytest.raises(ValueError, match=words):
         vm.from_huggingface(model())
+
+
+@pytest.mark.parametrize(
+    "kind", ["BeitForImageClassification", "Dinov2ForImageClassification", "IJepaModel"]
+)
+def test_relatives_of_the_vit_are_refused_in_words(kind):
+    import transformers
+
+    sizes = {k: v for k, v in SIZES.items() if k != "num_labels"}
+    config = getattr(transformers, kind.split("For")[0].removesuffix("Model") + "Config")(**sizes)
+    with pytest.raises(ValueError, match=r"^model "):
+        vm.from_huggingface(getattr(transformers, kind)(config))
+
+
+def test_dropouts_that_hugging_faces_configuration_does_not_know_are_found():
+    model = ViTForImageClassification(ViTConfig(**SIZES))
+    model.vit.embeddings.dropout.p = 0.5
+    with pytest.raises(ValueError, match=r"vit\.embeddings\.dropout drops with rate 0\.5"):
+        vm.from_huggingface(model)
 
 
 # Google's files ------------------------------------------------------------------------------
@@ -578,6 +711,73 @@ def test_a_foreign_file_is_refused(tmp_path, change, words):
         vm.load_npz(path)
 
 
+@pytest.mark.parametrize("big_vision", [False, True])
+@pytest.mark.parametrize("grid", [(2, 4), (3, 5), (1, 3), (4, 6), (2, 5), (1, 2), (1, 5)])
+def test_a_grid_that_is_not_square_is_never_taken_for_a_square_one(tmp_path, grid, big_vision):
+    arrays = google_arrays(grid=grid, big_vision=big_vision)
+    path = saved(tmp_path, arrays)
+    with pytest.raises(ValueError, match="give image_size"):
+        vm.load_npz(path)
+    ours = vm.load_npz(path, (4 * grid[0], 4 * grid[1]))
+    x = images_of(ours.config)
+    with torch.no_grad():
+        assert relative(ours.double()(x.double()), flax_forward(arrays, x)) <= 1e-6
+
+
+def test_big_visions_old_files_have_a_row_for_the_class_token(tmp_path):
+    arrays = google_arrays(big_vision=True)
+    new = vm.load_npz(saved(tmp_path, arrays))
+    row = np.ones((1, 1, 24), np.float32)
+    arrays["params/cls"] = arrays["params/cls"] - row
+    arrays["params/pos_embedding"] = np.concatenate([row, arrays["params/pos_embedding"]], 1)
+    old = vm.load_npz(saved(tmp_path, arrays), 12)
+    with pytest.raises(ValueError, match="give image_size"):  # it could be 2 x 5 without that row
+        vm.load_npz(saved(tmp_path, arrays))
+    x = images_of(new.config)
+    with torch.no_grad():
+        assert torch.allclose(old(x), new(x), atol=1e-5)
+
+
+def test_queries_keys_and_values_have_biases_all_or_none(tmp_path):
+    arrays = google_arrays()
+    bias = "Transformer/encoderblock_{}/MultiHeadDotProductAttention_1/{}/bias"
+    for part in ("query", "key", "value"):
+        path = saved(tmp_path, {k: v for k, v in arrays.items() if f"/{part}/bias" not in k})
+        with pytest.raises(ValueError, match="and no blocks"):
+            vm.load_npz(path)
+    none = {k: v for k, v in arrays.items() if not k.endswith(("query/bias", "key/bias"))}
+    none = {k: v for k, v in none.items() if "value/bias" not in k}
+    assert not vm.load_npz(saved(tmp_path, none)).config.qkv_bias
+    assert bias.format(0, "query") in arrays
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"Transformer/posembed_input/pos_embedding": None}, "positions are missing"),
+        ({"Transformer/encoderblock_0/LayerNorm_1/scale": np.ones(24, np.float32)}, "two of its"),
+        ({"head/bias": np.full(5, np.nan, np.float32)}, "not finite"),
+    ],
+)
+def test_mixed_and_incomplete_layouts_are_refused(tmp_path, change, words):
+    arrays = google_arrays() | change
+    path = saved(tmp_path, {k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(ValueError, match=words):
+        vm.load_npz(path)
+
+
+def test_layers_of_different_heads_are_refused(tmp_path):
+    arrays, other = google_arrays(H=3), google_arrays(H=6)
+    mixed = arrays | {k: v for k, v in other.items() if "encoderblock_1/Multi" in k}
+    with pytest.raises(ValueError, match="heads differ"):
+        vm.load_npz(saved(tmp_path, mixed))
+
+
+def test_big_visions_clock_is_not_a_weight(tmp_path):
+    arrays = google_arrays(big_vision=True) | {"chrono/steps": np.array(3), "opt/0/mu": np.ones(2)}
+    assert vm.load_npz(saved(tmp_path, arrays)).config.dim == 24
+
+
 def test_a_missing_file_and_another_format_are_told_apart(tmp_path):
     with pytest.raises(FileNotFoundError):
         vm.load_npz(tmp_path / "nowhere.npz")
@@ -639,6 +839,7 @@ def test_no_network_is_one_line(monkeypatch, name, source):
         ("test_vit4", "timm", "test_vit4"),
         ("resnet18", "torchvision", "vit_b_16.*'resnet18'"),
         ("vit_tiny_patch16_224", "torchvision", "vit_b_16"),
+        (None, "timm", "name must be a string"),
     ],
 )
 def test_unknown_names_and_sources_are_told(monkeypatch, name, source, words):

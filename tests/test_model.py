@@ -242,3 +242,54 @@ def test_model_stays_readable():
     from conftest import ROOT
 
     assert len((ROOT / "vitmini/model.py").read_text().splitlines()) < 250
+
+
+def test_a_size_has_one_spelling():
+    assert small(image_size=(8, 8)).config == small(image_size=[8, 8]).config == small().config
+    assert small(image_size=(8, 12)).config.image_size == (8, 12)
+
+
+def test_a_model_without_memory_is_filled_by_init_weights():
+    for kind in KINDS:
+        with torch.device("meta"):
+            model = small(pos_embed=kind)
+        model = model.to_empty(device="cpu")
+        for tensor in model.state_dict().values():
+            tensor.fill_(7.0)
+        torch.manual_seed(0)
+        vm.init_weights(model, "deit")
+        assert not any((v == 7.0).any() for v in model.state_dict().values())
+        if kind == "sincos2d":
+            assert torch.equal(model.positions(), small(pos_embed=kind).positions())
+
+
+def test_fixed_positions_are_exact_whatever_the_default_type_is():
+    expected = vm.sincos_positions((3, 3), 16)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(vm.sincos_positions((3, 3), 16), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("config", [None, {}, "vit_cifar", vm.ViTConfig])
+def test_a_vit_wants_a_configuration(config):
+    with pytest.raises(ValueError, match="config must be a ViTConfig"):
+        vm.ViT(config)
+
+
+@pytest.mark.parametrize("registers", [0, 3])
+def test_embed_is_what_the_first_block_gets(registers):
+    """The seam for one's own tokens: extra ones at the end change no code elsewhere."""
+
+    class Extra(vm.ViT):
+        def embed(self, images):
+            x = super().embed(images)
+            return torch.cat([x, torch.ones(len(x), registers, 16)], dim=1)
+
+    plain = small().eval()
+    model = Extra(plain.config).eval()
+    model.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 8, 8)
+    assert model.forward_features(images).shape == (2, 5 + registers, 16)
+    assert torch.equal(model(images), plain(images)) == (registers == 0)

@@ -197,7 +197,7 @@ def _experiment(args: argparse.Namespace) -> None:
 
 
 def _benchmark(args: argparse.Namespace) -> None:
-    from vitmini.benchmark import compare_models
+    from vitmini.benchmark import check_plain, compare_models
 
     configs = {name: get_config(name) for name in args.names or COMPARED}
     device = _device(args.device)
@@ -206,6 +206,8 @@ def _benchmark(args: argparse.Namespace) -> None:
     if batch < 1 or args.repeats < 1:
         raise ValueError("batch and repeats must be at least 1")
     dtype = args.dtype or ("bfloat16" if gpu else "float32")
+    for config in configs.values():  # before the first of them runs
+        check_plain(config)
     print("vitmini's time divided by theirs: below 1 vitmini is the faster one")
     for name, config in configs.items():
         speeds = compare_models(config, batch, device, args.repeats, getattr(torch, dtype))
@@ -238,8 +240,12 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, FloatingPointError, OSError) as error:
         print("vitmini: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
-    except MemoryError:
-        print("vitmini: out of memory", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        memory = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+        if not memory and "can't allocate memory" not in str(error):
+            raise
+        told = " ".join(str(error).split()) if isinstance(error, MemoryError) else ""
+        print(f"vitmini: {told or 'out of memory'}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vitmini: interrupted; 'train' goes on with --resume", file=sys.stderr)

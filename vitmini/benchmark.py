@@ -51,8 +51,10 @@ def measure_turns(
     Raises: `ValueError` when `repeats` is not positive.
     Chapter: 6
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be positive, got {repeats}")
+    if not isinstance(repeats, int) or repeats < 1:
+        raise ValueError(f"repeats must be a positive int, got {repeats!r}")
+    if not ways:
+        raise ValueError("ways must hold at least one function")
     times: dict[str, list[float]] = {name: [] for name in ways}
     names = list(ways)
     for turn in range(repeats + 1):
@@ -69,7 +71,8 @@ def measure_turns(
 def peak_memory(way: Callable[[], Any], device: str | torch.device = "cpu") -> int:
     """Measure how much memory a computation needs on top of what is there before it.
 
-    Shapes: returns bytes: the highest total of what PyTorch had allocated at one time.
+    Shapes: returns bytes: the highest total of what PyTorch had allocated at one time, on a CUDA
+        device or a CPU; 0 on another device, where PyTorch does not tell.
     Chapter: 3
     """
     way()  # what is allocated once and kept, such as a workspace, does not count
@@ -80,6 +83,8 @@ def peak_memory(way: Callable[[], Any], device: str | torch.device = "cpu") -> i
         way()
         _wait(device)
         return torch.cuda.max_memory_allocated(device) - before
+    if torch.device(device).type != "cpu":
+        return 0
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler talks on stderr
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         way()
@@ -123,9 +128,15 @@ def compare_models(
 
     A training step is a forward pass, the cross-entropy, the backward
     pass and AdamW's step. `dtype` other than float32 means autocast.
-    Raises: `ValueError` for a model that the others do not have (anything but a plain ViT).
+    Raises: `ValueError` for a model that the others do not have (anything but a plain ViT), for
+        a `batch_size` or `repeats` below 1, and for another `dtype`.
     Chapter: 6
     """
+    check_plain(config)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype must be float32, bfloat16 or float16 of torch, got {dtype!r}")
     models = {name: model.to(device) for name, model in _build_all(config).items()}
     H, W = as_pair(config.image_size, "image_size")
     generator = torch.Generator().manual_seed(0)
@@ -175,15 +186,27 @@ def compare_models(
     }
 
 
+def check_plain(config: ViTConfig) -> None:
+    """Refuse a configuration that timm, torchvision and Hugging Face do not all have.
+
+    Raises: `ValueError` for anything but a plain ViT.
+    Chapter: 6
+    """
+    if type(config).__name__ != "ViTConfig":  # by name: a notebook may define its own
+        raise ValueError(f"config must be a ViTConfig, got {config!r}")
+    c = replace(config, init="deit", zero_head=False)
+    wanted = ViTConfig(
+        c.image_size, c.patch_size, 3, c.num_classes, c.dim, c.depth, c.num_heads, c.mlp_ratio
+    )
+    if c != wanted or not isinstance(c.image_size, int) or not isinstance(c.patch_size, int):
+        raise ValueError("a comparison needs a plain ViT: square RGB images, all else default")
+
+
 def _build_all(config: ViTConfig) -> dict[str, nn.Module]:
     """Build the same model in each library that is installed, vitmini's first."""
-    plain = replace(config, init="deit", zero_head=False)
     size, dim, depth, heads = config.image_size, config.dim, config.depth, config.num_heads
     hidden, classes = int(dim * config.mlp_ratio), config.num_classes
-    wanted = ViTConfig(size, config.patch_size, 3, classes, dim, depth, heads, config.mlp_ratio)
-    if plain != wanted or not isinstance(size, int) or not isinstance(config.patch_size, int):
-        raise ValueError("a comparison needs a plain ViT: square RGB images, all else default")
-    built: dict[str, nn.Module] = {"vitmini": ViT(plain)}
+    built: dict[str, nn.Module] = {"vitmini": ViT(replace(config, init="deit", zero_head=False))}
     if importlib.util.find_spec("timm"):
         from timm.models.vision_transformer import VisionTransformer as TimmViT
 
@@ -231,5 +254,8 @@ class _Logits(nn.Module):
 
 
 def _wait(device: str | torch.device) -> None:
-    if torch.device(device).type == "cuda":
+    kind = torch.device(device).type
+    if kind == "cuda":
         torch.cuda.synchronize(device)
+    elif kind == "mps":
+        torch.mps.synchronize()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitmini.attention import Attention
+from vitmini.patches import as_pair
 
 
 class MLP(nn.Module):
@@ -18,7 +19,7 @@ class MLP(nn.Module):
 
     Shapes: x (B, T, D) -> (B, T, D), through a hidden width `hidden_dim`. `gelu="tanh"` is the
         approximation that Google's weights were trained with.
-    Raises: `ValueError` when `gelu` is neither "exact" nor "tanh".
+    Raises: `ValueError` when a width is not positive, or `gelu` is neither "exact" nor "tanh".
     Source: Dosovitskiy et al. 2021, section 3.1; Hendrycks & Gimpel 2016 (GELU).
     Chapter: 4
     """
@@ -27,6 +28,7 @@ class MLP(nn.Module):
         super().__init__()
         if gelu not in ("exact", "tanh"):
             raise ValueError(f"gelu must be exact or tanh, got {gelu!r}")
+        as_pair((dim, hidden_dim), "(dim, hidden_dim)")
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = nn.GELU(approximate="tanh" if gelu == "tanh" else "none")
         self.fc2 = nn.Linear(hidden_dim, dim)

@@ -146,12 +146,14 @@ def init_weights(model: nn.Module, scheme: str = "deit", zero_head: bool = False
     are timm's (`attn.qkv`, `attn.proj`, `mlp.fc1`, `mlp.fc2`, `patch_embed.proj`, `head`), so
     timm's models can be given too. `zero_head` starts with all logits at 0; "google" and
     "torchvision" always do.
-    Raises: `ValueError` when `scheme` is not one of `SCHEMES`.
+    Raises: `ValueError` when `scheme` is not one of `SCHEMES`, or `model` has other names.
     Source: the function of each scheme names its own.
     Chapter: 5
     """
-    if scheme not in SCHEMES:
+    if not isinstance(scheme, str) or scheme not in SCHEMES:
         raise ValueError(f"scheme must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+    if not hasattr(getattr(model, "patch_embed", None), "proj"):
+        raise ValueError(f"model must have timm's names, {type(model).__name__} has others")
     for module in model.modules():
         reset: Any = getattr(module, "reset_parameters", None)
         if reset and not isinstance(module, nn.Linear):

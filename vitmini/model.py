@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitmini.encoder import Block, drop_path_rates
 from vitmini.initialisation import SCHEMES, init_weights
-from vitmini.patches import PatchEmbed, patch_grid
+from vitmini.patches import PatchEmbed, as_pair, patch_grid
 from vitmini.positions import LearnedPositions2D, RelativePositionBias, sincos_positions
 
 CHOICES = {
@@ -60,9 +60,9 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         patch_grid(self.image_size, self.patch_size)
-        for name in ("image_size", "patch_size"):
-            if isinstance(getattr(self, name), list):  # as JSON has it
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("image_size", "patch_size"):  # one spelling of a size: JSON has lists
+            rows, columns = as_pair(getattr(self, name), name)
+            object.__setattr__(self, name, rows if rows == columns else (rows, columns))
         for name in ("in_channels", "num_classes", "dim", "depth", "num_heads"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -115,6 +115,8 @@ class ViT(nn.Module):
 
     def __init__(self, config: ViTConfig):
         super().__init__()
+        if type(config).__name__ != "ViTConfig":  # by name: a notebook may define its own
+            raise ValueError(f"config must be a ViTConfig, got {config!r}")
         c = self.config = config
         self.patch_embed = PatchEmbed(c.image_size, c.patch_size, c.in_channels, c.dim)
         self.grid = self.patch_embed.grid
@@ -129,9 +131,7 @@ class ViT(nn.Module):
         elif c.pos_embed == "learned2d":
             self.pos_embed = LearnedPositions2D(self.grid, c.dim, self.num_prefix_tokens)
         elif c.pos_embed == "sincos2d":
-            positions = sincos_positions(self.grid, c.dim)
-            prefix = torch.zeros(self.num_prefix_tokens, c.dim)
-            self.register_buffer("pos_embed", torch.cat([prefix, positions])[None])
+            self.register_buffer("pos_embed", torch.zeros(1, T, c.dim))
         self.pos_drop = nn.Dropout(c.dropout)
         rest = (c.layer_scale, c.norm, c.norm_eps, c.gelu)
         self.blocks = nn.Sequential()
@@ -146,6 +146,12 @@ class ViT(nn.Module):
         if c.distilled:
             self.head_dist = nn.Linear(c.dim, c.num_classes)
         init_weights(self, c.init, c.zero_head)
+
+    def reset_parameters(self) -> None:
+        """Fill in what is computed, not drawn: sin-cos positions. Chapter: 2."""
+        if self.config.pos_embed == "sincos2d":
+            table = self.get_buffer("pos_embed").zero_()
+            table[0, self.num_prefix_tokens :] = sincos_positions(self.grid, self.config.dim)
 
     def positions(self) -> Tensor | None:
         """What is added to the tokens, (1, T, D), or None. Chapter: 2."""
@@ -216,7 +222,7 @@ def get_config(name: str, **overrides: Any) -> ViTConfig:
     Raises: `ValueError` for an unknown name or field, and for what `ViTConfig` refuses.
     Chapter: 6
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"name must be one of {', '.join(PRESETS)}; got {name!r}")
     known = [f.name for f in fields(ViTConfig)]
     for key in overrides:

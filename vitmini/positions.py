@@ -32,8 +32,11 @@ def sincos_positions(grid: tuple[int, int], dim: int, temperature: float = 10000
         raise ValueError(f"dim must be a multiple of 4 and at least 8, got {dim!r}")
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be positive and finite, got {temperature}")
-    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    frequencies = temperature ** -(torch.arange(dim // 4) / (dim // 4 - 1))  # 1 down to 1/T
+    rows_at, columns_at, steps = (
+        torch.arange(count, dtype=torch.float32) for count in (rows, columns, dim // 4)
+    )
+    y, x = torch.meshgrid(rows_at, columns_at, indexing="ij")
+    frequencies = temperature ** -(steps / (dim // 4 - 1))  # 1 down to 1/T
     angles = [p.flatten()[:, None] * frequencies for p in (x, y)]  # each (N, dim/4)
     return torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)
 

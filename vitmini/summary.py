@@ -30,7 +30,7 @@ class Layer:
 
 
 def describe_layers(config: ViTConfig) -> list[Layer]:
-    """List a model's layers in the order of the forward pass, without building it in memory.
+    """List a model's layers as they stand in it, without building it in memory.
 
     Shapes: of the outputs for one image, without the batch: tokens (T, D), scores (heads, T, T).
     Source: Dosovitskiy et al. 2021, eq. 1 to 4, by hand.
@@ -104,8 +104,7 @@ def summary_table(name: str, config: ViTConfig) -> str:
         shape = f"({', '.join(map(str, r.shape))})" if r.shape else ""
         lines.append(f"{r.name:24} {shape:>16} {r.parameters:>13,} {r.flops:>17,}")
     lines.append(f"{'total':24} {'':16} {parameters:>13,} {flops:>17,}")
-    lines.append(
-        f"{name}: {parameters / 1e6:.3g} M parameters, {parameters * 4 / 2**20:.3g} MiB in "
-        f"float32, {flops / 1e9:.4g} GFLOPs an image ({flops / 2e9:.4g} G multiply-adds)"
-    )
+    memory = f"{parameters * 4 / 2**20:,.1f} MiB in float32"
+    lines.append(f"{name}: {parameters / 1e6:,.2f} M parameters, {memory},")
+    lines.append(f"{flops / 1e9:,.3f} GFLOPs an image ({flops / 2e9:,.3f} G multiply-adds)")
     return "\n".join(lines)

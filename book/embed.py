@@ -22,7 +22,8 @@ sys.path.insert(0, str(ROOT))
 from vitmini.data import describe_data, load_data  # noqa: E402
 from vitmini.profiles import device_name  # noqa: E402
 from vitmini.records import provenance  # noqa: E402
-from vitmini.train import data_digest, evaluate, load_run  # noqa: E402
+from vitmini.runs import data_digest, load_run  # noqa: E402
+from vitmini.train import evaluate  # noqa: E402
 
 
 def embed(run: Path, name: str, limits: str) -> dict:

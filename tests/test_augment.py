@@ -294,15 +294,7 @@ def test_nothing_to_mix_is_the_batch_itself():
     assert out.images is images and torch.equal(out.targets, torch.eye(8))
 
 
-# Repeats, seeds, refusals -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("count", "repeats"), [(10, 3), (9, 3), (7, 1), (5, 9)])
-def test_repeats_come_in_a_row_in_an_epoch_of_the_same_length(count, repeats):
-    order = augment.repeated_order(count, repeats, generator())
-    assert len(order) == count and len(order.unique()) == -(-count // repeats)
-    for i in range(0, count, repeats):
-        assert len(order[i : i + repeats].unique()) == 1
+# Seeds, refusals -------- -----------------------------------------------------------------------
 
 
 RANDOM = {
@@ -341,7 +333,6 @@ def test_a_seed_repeats_what_it_did_and_images_differ(name):
         (lambda x: augment.random_erasing(x, ratio=(0, 1)), "ratio must be"),
         (lambda x: augment.mix(x, torch.zeros(2).long(), 3, mixup=-1), "mixup and cutmix"),
         (lambda x: augment.mix(x, torch.zeros(2).long(), 3, switch=2), "switch must be"),
-        (lambda x: augment.repeated_order(3, 0), "repeats must be positive"),
     ],
 )
 def test_bad_settings_are_named(call, words):

@@ -204,7 +204,7 @@ def test_summarize_gives_the_standard_error_of_the_mean():
 
 
 def test_the_recipe_states_what_was_measured():
-    from vitmini.train import Digits
+    from vitmini.recipes import Digits
 
     result, text = vm.load_result("train-digits"), " ".join(Digits.__doc__.split())
     accuracy, seconds = result["metrics"]["test_accuracy"], result["metrics"]["seconds"]

@@ -21,7 +21,9 @@ from conftest import ROOT, vitmini
 
 import vitmini as vm
 from vitmini.__main__ import main
-from vitmini.train import adamw, learning_rate_at, load_run, split_validation
+from vitmini.optim import build_optimizers, build_trainer, choose_precision, learning_rate_at
+from vitmini.runs import load_run
+from vitmini.train import epoch_order, prepare_batch, split_validation
 
 FILES = {"checkpoint.pt", "config.json", "metrics.jsonl", "model.safetensors"}
 TRAIN = ("train", "--recipe", "digits", "--device", "cpu")
@@ -189,11 +191,11 @@ def test_a_foreign_checkpoint_is_refused(copy, content):
 
 
 def spoil_moment(c):
-    c["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)  # the fused step would read past it
+    c["optimizers"][0]["state"][0]["exp_avg"] = torch.zeros(3)  # the fused step would read past it
 
 
 def spoil_group(c):
-    c["optimizer"]["param_groups"][0]["maximize"] = True
+    c["optimizers"][0]["param_groups"][0]["maximize"] = True
 
 
 def spoil_weight(c):
@@ -206,9 +208,9 @@ def spoil_weight(c):
         (spoil_moment, "another shape"),
         (spoil_group, "other settings"),
         (spoil_weight, "head.bias"),
-        (lambda c: c["optimizer"]["param_groups"].pop(), "does not fit"),
-        (lambda c: c["optimizer"]["param_groups"][0].pop("betas"), "other settings"),
-        (lambda c: c["optimizer"]["state"].pop(0), "does not fit"),
+        (lambda c: c["optimizers"][0]["param_groups"].pop(), "does not fit"),
+        (lambda c: c["optimizers"][0]["param_groups"][0].pop("betas"), "other settings"),
+        (lambda c: c["optimizers"][0]["state"].pop(0), "does not fit"),
         (lambda c: c["history"].clear(), "history"),
         (lambda c: c["history"].append(c["history"][-1]), "history"),
         (lambda c: c["history"].__setitem__(1, {"epoch": 2}), "epoch 2 is incomplete"),
@@ -410,7 +412,8 @@ def test_only_matrices_decay_and_no_token_or_table_of_positions(pos_embed, disti
     model = vm.create_model(
         "vit_digits", distilled=distilled, layer_scale=0.1, pos_embed=pos_embed, depth=2
     )
-    decay, rest = adamw(model, vm.TrainConfig()).param_groups
+    [adamw] = build_optimizers(model, vm.TrainConfig())
+    decay, rest = adamw.param_groups
     names = {id(p): n for n, p in model.named_parameters()}
     matrices = {"patch_embed.proj", "head", *(["head_dist"] * distilled)}
     for i in range(2):
@@ -477,7 +480,7 @@ def test_validation_images_are_never_trained_on(digits):
 
 def test_a_loss_that_is_not_finite_stops_the_run(digits):
     config = dataclasses.replace(vm.RECIPES["digits"], epochs=1, learning_rate=1e30)
-    with pytest.raises(FloatingPointError, match=r"epoch 1: try a learning_rate below 1e\+30"):
+    with pytest.raises(FloatingPointError, match=r"epoch 1 on: try a learning_rate below 1e\+30"):
         vm.train(vm.create_model("vit_digits"), digits, config)
 
 
@@ -503,4 +506,299 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits):
 )
 def test_settings_that_make_no_sense_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
+        vm.TrainConfig(**{field: value})
+
+
+# Optimizers, precision, averages, memory -----------------------------------------------------
+
+TINY = {"depth": 2, "dim": 32, "num_heads": 2, "mlp_ratio": 2.0}
+SHORT = vm.TrainConfig(epochs=3, warmup=1, batch_size=128, cpu_threads=1, learning_rate=3e-3)
+
+
+def few(digits, count=384):
+    return dataclasses.replace(
+        digits, train_images=digits.train_images[:count], train_labels=digits.train_labels[:count]
+    )
+
+
+def tiny(**more):
+    torch.manual_seed(0)
+    return vm.create_model("vit_digits", **TINY | more)
+
+
+OPTIONS = {
+    "sgd": {"optimizer": "sgd", "learning_rate": 0.05},
+    "muon": {"optimizer": "muon"},
+    "ema": {"ema": 0.9},
+    "bfloat16": {"precision": "bfloat16"},
+    "float16": {"precision": "float16"},
+    "accumulate": {"accumulate": 3},
+    "mixing": {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1},
+    "everything": {
+        "optimizer": "muon",
+        "ema": 0.9,
+        "precision": "float16",
+        "accumulate": 2,
+        "crop": 1,
+        "flip": True,
+        "rand_ops": 1,
+        "erasing": 0.25,
+        "repeats": 2,
+        "mixup": 0.2,
+        "model_options": {"drop_path": 0.1},
+    },
+}
+each_option = pytest.mark.parametrize("more", OPTIONS.values(), ids=OPTIONS)
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch before 2.9")
+
+
+@each_option
+def test_every_option_learns(digits, more):
+    if more.get("optimizer") == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("PyTorch before 2.9")
+    config = dataclasses.replace(SHORT, epochs=12, **more)
+    history = vm.train(tiny(**config.model_options), few(digits), config)
+    assert history[-1]["test_accuracy"] > (0.15 if more.get("erasing") else 0.3)
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+
+
+@each_option
+def test_a_run_that_was_cut_off_ends_byte_for_byte_alike(digits, tmp_path, more):
+    """Cut off after the second epoch was written, with all that each option has to remember."""
+    if more.get("optimizer") == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("PyTorch before 2.9")
+    config = dataclasses.replace(SHORT, **more)
+    data = few(digits)
+
+    class CutOff(Exception):
+        pass
+
+    def cut_off(record):
+        if record["epoch"] == 2:
+            raise CutOff
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    vm.train(tiny(**config.model_options), data, config, out=whole)
+    with pytest.raises(CutOff):
+        vm.train(tiny(**config.model_options), data, config, out=parts, on_epoch=cut_off)
+    torch.manual_seed(7)
+    again = vm.create_model("vit_digits", **TINY | config.model_options)  # other fresh weights
+    vm.train(again, data, config, out=parts, resume=True)
+    assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+
+
+def test_an_averages_accuracy_is_the_one_that_counts(digits, tmp_path):
+    config = dataclasses.replace(SHORT, ema=0.5)
+    model = tiny()
+    history = vm.train(model, few(digits), config, out=tmp_path)
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    raw, average = checkpoint["model"], checkpoint["average"]
+    assert not torch.equal(raw["head.weight"], average["module.head.weight"])
+    assert torch.equal(model.state_dict()["head.weight"], average["module.head.weight"])
+    assert vm.evaluate(model, digits)["accuracy"] == history[-1]["test_accuracy"]
+    loaded, _ = load_run(tmp_path)
+    assert torch.equal(loaded.head.weight, model.head.weight)
+
+
+def test_an_average_is_the_weighted_mean_of_all_steps(digits):
+    """Two parameters' history, weighted by hand."""
+    config = dataclasses.replace(SHORT, epochs=1, ema=0.75)
+    trainer = build_trainer(tiny(), config)
+    seen = []
+    for step in range(4):
+        for p in trainer.model.parameters():
+            p.grad = torch.ones_like(p) * (step + 1)
+        trainer.update()
+        seen.append(trainer.model.head.bias.detach().clone())
+    mean = seen[0]
+    for value in seen[1:]:
+        mean = 0.75 * mean + 0.25 * value
+    assert torch.allclose(trainer.evaluated.head.bias, mean, atol=1e-7)
+
+
+@needs_muon
+def test_muon_gets_the_matrices_of_the_blocks_and_adamw_the_rest():
+    model = tiny()
+    adamw, muon = build_optimizers(model, dataclasses.replace(SHORT, optimizer="muon"))
+    names = {id(p): n for n, p in model.named_parameters()}
+    of_muon = {names[id(p)] for g in muon.param_groups for p in g["params"]}
+    kinds = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    assert of_muon == {f"blocks.{i}.{k}.weight" for i in range(2) for k in kinds}
+    of_adamw = {names[id(p)] for g in adamw.param_groups for p in g["params"]}
+    assert of_adamw | of_muon == set(names.values()) and not of_adamw & of_muon
+    decayed = {names[id(p)] for p in adamw.param_groups[0]["params"]}
+    assert decayed == {"patch_embed.proj.weight", "head.weight"}
+    assert muon.param_groups[0]["weight_decay"] == SHORT.weight_decay
+
+
+def test_muon_of_an_old_pytorch_is_a_clear_refusal(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ValueError, match=r"muon needs PyTorch 2\.9 or newer, this is"):
+        build_optimizers(tiny(), dataclasses.replace(SHORT, optimizer="muon"))
+
+
+def test_accumulation_takes_the_same_step(digits):
+    """Without dropout, a batch in parts is the batch: the same weights up to rounding."""
+
+    def weights(parts):
+        model = tiny()
+        config = dataclasses.replace(SHORT, epochs=1, accumulate=parts, optimizer="sgd")
+        vm.train(model, few(digits), config)
+        return torch.cat([p.flatten() for p in model.parameters()])
+
+    whole, start = weights(1), torch.cat([p.flatten() for p in tiny().parameters()])
+    assert (weights(5) - whole).abs().max() < 1e-5 < (whole - start).abs().max()
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "capability", "wanted"),
+    [
+        ("auto", "cpu", None, torch.float32),
+        ("auto", "cuda", (7, 5), torch.float16),  # T4: PyTorch says that it has bfloat16
+        ("auto", "cuda", (8, 0), torch.bfloat16),
+        ("auto", "cuda", (9, 0), torch.bfloat16),
+        ("float32", "cuda", (9, 0), torch.float32),
+        ("bfloat16", "cpu", None, torch.bfloat16),
+    ],
+)
+def test_precision_follows_what_a_card_really_has(
+    monkeypatch, precision, device, capability, wanted
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    assert choose_precision(precision, torch.device(device)) == wanted
+
+
+def test_half_precision_computes_in_it_and_keeps_weights_in_float32(digits):
+    for precision in ("bfloat16", "float16"):
+        model, seen = tiny(), []
+        model.blocks[0].mlp.fc1.register_forward_hook(lambda *a, seen=seen: seen.append(a[2].dtype))
+        vm.train(model, few(digits, 128), dataclasses.replace(SHORT, epochs=1, precision=precision))
+        assert getattr(torch, precision) in seen
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_a_loss_that_is_not_finite_names_its_step(digits, monkeypatch):
+    calls = []
+
+    def spoiled(data, ids, config, generator):
+        calls.append(1)
+        images, labels = prepare_batch(data, ids, config, generator)
+        return (images * float("nan") if len(calls) == 5 else images), labels
+
+    monkeypatch.setattr(sys.modules["vitmini.train"], "prepare_batch", spoiled)
+    with pytest.raises(FloatingPointError, match=r"from step 2 of epoch 2 on: try a learning_rate"):
+        vm.train(tiny(), few(digits), SHORT)  # 3 steps an epoch: 346 images in batches of 128
+
+
+class SmallMemory(torch.nn.Module):
+    """A model on a device that holds so many images at a time."""
+
+    def __init__(self, model, holds):
+        super().__init__()
+        self.model, self.holds, self.config = model, holds, model.config
+
+    def forward(self, images):
+        if self.training and len(images) > self.holds:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.model(images)
+
+
+@pytest.mark.parametrize(
+    ("holds", "words"),
+    [
+        (50, r"128 images at a time do not fit .*, 32 do: set accumulate=4 .*, or batch_size=32"),
+        (1, r"1 do: set accumulate=128"),
+        (0, r"not even one image of \(1, 8, 8\)"),
+    ],
+)
+def test_too_little_memory_says_what_would_fit(digits, holds, words):
+    with pytest.raises(MemoryError, match=words):
+        vm.train(SmallMemory(tiny(), holds), few(digits), SHORT)
+
+
+def test_the_advice_on_memory_is_right(digits):
+    config = dataclasses.replace(SHORT, accumulate=4)
+    assert vm.train(SmallMemory(tiny(), 50), few(digits), config)
+
+
+def test_repeats_come_in_a_row_in_an_epoch_of_the_same_length():
+    ids = torch.arange(100, 200)
+    for repeats in (1, 3, 7, 200):
+        config = dataclasses.replace(SHORT, repeats=repeats)
+        order = epoch_order(ids, config, torch.Generator().manual_seed(0))
+        assert len(order) == 100 and len(order.unique()) == -(-100 // repeats)
+        assert set(order.tolist()) <= set(ids.tolist())
+        for i in range(0, 100, repeats):
+            assert len(order[i : i + repeats].unique()) == 1
+
+
+def test_compiled_recipes_drop_a_short_last_batch_on_any_device(digits, monkeypatch):
+    shapes = []
+
+    def record(data, ids, config, generator):
+        shapes.append(len(ids))
+        return prepare_batch(data, ids, config, generator)
+
+    monkeypatch.setattr(sys.modules["vitmini.train"], "prepare_batch", record)
+    vm.train(tiny(), few(digits), dataclasses.replace(SHORT, epochs=1, compile=True))
+    assert shapes == [128, 128]
+    shapes.clear()
+    vm.train(tiny(), few(digits), dataclasses.replace(SHORT, epochs=1))
+    assert shapes == [128, 128, 90]
+
+
+def test_images_are_changed_in_deits_order(digits, monkeypatch):
+    order = []
+    module = sys.modules["vitmini.train"]
+    names = ["random_affine", "random_resized_crop", "random_crop", "random_flip", "rand_augment"]
+    names += ["trivial_augment", "color_jitter", "random_erasing", "mix"]
+    for name in names:
+        real = getattr(module, name)
+
+        def wrapped(*a, real=real, name=name, **k):
+            order.append(name)
+            return real(*a, **k)
+
+        monkeypatch.setattr(module, name, wrapped)
+    config = dataclasses.replace(
+        SHORT, degrees=5.0, resized_crop=0.5, crop=1, flip=True, rand_ops=2, trivial=True
+    )
+    config = dataclasses.replace(config, jitter=0.3, erasing=0.2, mixup=0.8, label_smoothing=0.1)
+    ids, generator = torch.arange(16), torch.Generator().manual_seed(0)
+    images, targets = prepare_batch(digits, ids, config, generator)
+    assert order == names
+    assert images.shape == (16, 1, 8, 8) and targets.shape == (16, 10)
+    assert torch.allclose(targets.sum(1), torch.ones(16)) and images.isfinite().all()
+    order.clear()
+    images, labels = prepare_batch(digits, ids, SHORT, generator)
+    assert order == [] and torch.equal(labels, digits.train_labels[:16])
+    assert torch.equal(images, digits.normalize(digits.train_images[:16]))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("optimizer", "adam"),
+        ("precision", "int8"),
+        ("ema", 1.0),
+        ("accumulate", 0),
+        ("accumulate", 65),
+        ("repeats", 0),
+        ("crop", -1),
+        ("resized_crop", 1.5),
+        ("erasing", -0.1),
+        ("switch", 2.0),
+        ("rand_magnitude", 31),
+        ("mixup", -0.1),
+        ("trivial", 1),
+        ("compile", "yes"),
+        ("model", "vit_giant"),
+        ("model_options", {"width": 3}),
+        ("model_options", {"dim": 3}),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_at_once(field, value):
+    words = {"model": "name must be", "model_options": "width|num_heads|dim"}.get(field, field)
+    with pytest.raises(ValueError, match=words):
         vm.TrainConfig(**{field: value})

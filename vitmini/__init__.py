@@ -37,9 +37,10 @@ from vitmini.positions import (
 )
 from vitmini.pretrained import list_pretrained, load_card, load_pretrained
 from vitmini.profiles import Profile, choose_profile
+from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import list_results, load_result
 from vitmini.summary import count_flops, describe_layers, summary_table
-from vitmini.train import RECIPES, TrainConfig, evaluate, train
+from vitmini.train import evaluate, train
 
 __version__ = "0.1.0"
 __all__ = [

@@ -16,15 +16,9 @@ import torch
 from vitmini.data import load_data, normalize, read_image
 from vitmini.model import get_config
 from vitmini.profiles import choose_profile, device_name
-from vitmini.train import (
-    RECIPES,
-    build_model,
-    check_run,
-    data_digest,
-    evaluate,
-    load_run,
-    train,
-)
+from vitmini.recipes import RECIPES
+from vitmini.runs import check_run, data_digest, load_run
+from vitmini.train import build_model, evaluate, train
 
 COMPARED = ("vit_cifar", "vit_small_patch16_224")
 

@@ -517,23 +517,3 @@ def _beta(alpha: float, generator: Generator, device: torch.device) -> Tensor:
     concentration = torch.full((2,), float(alpha), device=device)
     gamma = torch._standard_gamma(concentration, generator=generator)
     return gamma[0] / gamma.sum()
-
-
-def repeated_order(
-    count: int, repeats: int = 3, generator: Generator = None, device: torch.device | None = None
-) -> Tensor:
-    """Order an epoch so that each image comes `repeats` times in a row, in as many places.
-
-    The epoch keeps its length: only the first `count / repeats` images of a random order come.
-    Neighbours get different random changes, so a batch sees the same image in several forms.
-
-    Shapes: returns indices (count,), int64.
-    Raises: `ValueError` when `repeats` is not positive.
-    Source: Hoffer et al. 2020; Touvron et al. 2021, Table 9. Their sampler is used only when
-        training is distributed; this one does not care.
-    Chapter: 7
-    """
-    if repeats < 1:
-        raise ValueError(f"repeats must be positive, got {repeats}")
-    order = torch.randperm(count, generator=generator, device=device)
-    return order.repeat_interleave(repeats)[:count]

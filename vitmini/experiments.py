@@ -21,8 +21,9 @@ from vitmini.data import ImageData, describe_data, load_data
 from vitmini.initialisation import SCHEMES
 from vitmini.model import create_model, get_config
 from vitmini.profiles import Profile, device_name
+from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import code_version, provenance, summarize
-from vitmini.train import RECIPES, TrainConfig, split_validation, train
+from vitmini.train import split_validation, train
 
 History = list[dict[str, float]]
 DIGITS = "digits of scikit-learn: 1,437 training images (144 of them held out), 360 test images"

@@ -1,0 +1,220 @@
+"""What training changes besides the weights: optimizers, learning rates, averaged weights.
+
+Chapter: 7.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vitmini.recipes import TrainConfig
+
+# What each optimizer remembers of a parameter; all but `step` have the parameter's shape.
+_MEMORY = {
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+    "SGD": {"momentum_buffer"},
+    "Muon": {"momentum_buffer"},
+}
+
+
+def learning_rate_at(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
+    """Give the learning rate of a step: a straight warm-up, then half a cosine down to zero.
+
+    Units: `step` from 0, over the whole run.
+    Source: Dosovitskiy et al. 2021, Table 3; Touvron et al. 2021, Table 9.
+    Chapter: 7
+    """
+    warmup, total = config.warmup * steps_per_epoch, config.epochs * steps_per_epoch
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / max(total - warmup, 1)
+    return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Make what `config.optimizer` names, decaying matrices, and nothing else.
+
+    "muon" gives Muon the matrices of the blocks, with its steps scaled to AdamW's size, and AdamW
+    the rest: embeddings, tokens, positions, norms, biases, the head. It is two optimizers, with one
+    learning rate.
+    Raises: `ValueError` for Muon with a PyTorch that has none (before 2.9).
+    Source: Touvron et al. 2021, section 6 (their code: no decay on bias, norm, tokens, positions);
+        Jordan et al. 2024 (Muon); Liu et al. 2025, section 2.2 (its step scaled to AdamW's).
+    Chapter: 7
+    """
+    named = list(model.named_parameters())
+    hidden = [p for n, p in named if ".blocks." in f".{n}" and p.ndim == 2 and decays(n, p)]
+    if config.optimizer != "muon":
+        hidden = []
+    taken = {id(p) for p in hidden}
+    decay = [p for n, p in named if id(p) not in taken and decays(n, p)]
+    rest = [p for n, p in named if id(p) not in taken and not decays(n, p)]
+    groups: list[dict[str, Any]] = [
+        {"params": decay, "weight_decay": config.weight_decay},
+        {"params": rest},
+    ]
+    groups = [group for group in groups if group["params"]]
+    common: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": 0.0}
+    if config.optimizer == "sgd":
+        return [torch.optim.SGD(groups, momentum=0.9, nesterov=True, **common)]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, fused=True, **common)]
+    if hidden:
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(
+                f"optimizer muon needs PyTorch 2.9 or newer, this is {torch.__version__}"
+            )
+        common["weight_decay"] = config.weight_decay
+        optimizers.append(torch.optim.Muon(hidden, adjust_lr_fn="match_rms_adamw", **common))
+    return optimizers
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Say whether weight decay pulls at a parameter: at matrices, not at tokens and positions.
+
+    Chapter: 7
+    """
+    tables = ("cls_token", "dist_token", "pos_embed")  # and all that lies in pos_embed or rel_pos
+    tabled = name.endswith(tables) or "pos_embed." in name or "rel_pos." in name
+    return parameter.ndim > 1 and not tabled
+
+
+def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+    """Turn "auto" into the type that a device computes fastest in, safely.
+
+    A card with tensor cores for bfloat16 (compute capability 8.0 or higher: A100, L4, H100) gets
+    it; an older one, such as Colab's T4, float16 with loss scaling; a CPU float32. PyTorch's own
+    `torch.cuda.is_bf16_supported()` also says yes where bfloat16 is emulated, and slow.
+    Chapter: 7
+    """
+    if precision != "auto":
+        return getattr(torch, precision)
+    if device.type != "cuda":
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+
+
+@dataclass
+class Trainer:
+    """A model with all that its training changes; a checkpoint holds `state_dict()`.
+
+    Chapter: 7
+    """
+
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    average: AveragedModel | None
+    scaler: torch.amp.GradScaler
+    dtype: torch.dtype
+    forward: nn.Module  # the model, or its compiled twin with the same weights
+    clip_norm: float
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model whose accuracy counts: the averaged one where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self._groups():
+            group["lr"] = rate
+
+    def update(self) -> None:
+        """Do one step with the gradients that have been collected, and forget them."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        if self.scaler.is_enabled():
+            state["scaler"] = self.scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over a checkpoint's state, after a look at its shapes and settings.
+
+        Raises: `ValueError` (or what PyTorch raises) when it is not that of such a training.
+        """
+        wanted = set(self.state_dict())
+        if set(state) != wanted:
+            raise ValueError(f"it must hold {', '.join(sorted(wanted))}")
+        for optimizer, given in zip(self.optimizers, state["optimizers"], strict=True):
+            _check_optimizer(given, optimizer)
+        self.model.load_state_dict(state["model"])
+        for optimizer, given in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(given)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+
+    def _groups(self) -> Iterator[dict[str, Any]]:
+        return (group for optimizer in self.optimizers for group in optimizer.param_groups)
+
+
+def build_trainer(model: nn.Module, config: TrainConfig) -> Trainer:
+    """Put together what training `model` by `config` needs, on the model's device.
+
+    Raises: `ValueError` as `build_optimizers` does.
+    Chapter: 7
+    """
+    device = next(model.parameters()).device
+    dtype = choose_precision(config.precision, device)
+    average = None
+    if config.ema:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+    compiled = config.compile and device.type == "cuda"
+    forward: Any = torch.compile(model) if compiled else model
+    return Trainer(
+        model=model,
+        optimizers=build_optimizers(model, config),
+        average=average,
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        dtype=dtype,
+        forward=forward,
+        clip_norm=config.clip_norm,
+    )
+
+
+def _check_optimizer(given: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Compare with the fresh optimizer: a fused step trusts shapes and would crash on others."""
+    fresh = optimizer.state_dict()["param_groups"]
+    for ours, theirs in zip(fresh, given["param_groups"], strict=True):
+        if {**ours, "lr": 0} != {**theirs, "lr": 0}:
+            raise ValueError("its optimizer has other settings")
+    kind = type(optimizer).__name__
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for i, parameter in enumerate(parameters):
+        state = given["state"][i]
+        if set(state) != _MEMORY[kind]:
+            raise ValueError(f"its optimizer state is not {kind}'s")
+        for name, value in state.items():
+            shape = () if name == "step" else parameter.shape
+            same_type = name == "step" or value.dtype == parameter.dtype
+            if value.shape != shape or not same_type:
+                raise ValueError(f"its {name} {i} has another shape or type than the parameter")

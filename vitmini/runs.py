@@ -1,0 +1,240 @@
+"""The folder of a run: written whole or not at all, resumed, and read again with suspicion.
+
+Chapter: 7.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import nn
+
+from vitmini.data import ImageData
+from vitmini.model import ViT, ViTConfig
+from vitmini.optim import Trainer
+from vitmini.recipes import TrainConfig
+
+_DAMAGE = (
+    AttributeError,
+    KeyError,
+    OSError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+# A run's folder -----------------------------------------------------------------------------
+
+
+def check_run(out: str | Path, config: TrainConfig, resume: bool = False) -> Path:
+    """Refuse a folder that a run must not be written to, before any data is read.
+
+    Raises: `ValueError` when `out` is a file, holds a run already (without `resume`), or holds
+        the run of another configuration (with it).
+    Chapter: 7
+    """
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; out must be a folder")
+    names = ("config.json", "checkpoint.pt", "metrics.jsonl", "model.safetensors")
+    if not any((folder / name).exists() for name in names):
+        return folder
+    if not resume:
+        raise ValueError(f"{folder} already holds a run: choose another folder, or resume it")
+    theirs = _read_config(folder)["train"]
+    ours = dataclasses.asdict(config)
+    changed = [k for k in sorted(ours | theirs) if ours.get(k) != theirs.get(k)]
+    if changed:
+        k = changed[0]
+        raise ValueError(
+            f"{folder} holds another run: its {k} is {theirs.get(k)!r}, not {ours.get(k)!r}"
+        )
+    return folder
+
+
+def data_digest(data: ImageData) -> str:
+    """Hash all images and labels, so that a run knows its data again. Chapter: 7."""
+    digest = hashlib.sha256()
+    for tensor in (data.train_images, data.train_labels, data.test_images, data.test_labels):
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def open_run(
+    folder: Path, config: TrainConfig, model_config: ViTConfig, data: ImageData, trainer: Trainer
+) -> list[dict[str, float]]:
+    """Start a run in `folder`, or take over the state of the one that is there.
+
+    Shapes: returns the records of the epochs that are done.
+    Raises: `ValueError` when the folder holds another run, or its checkpoint is damaged.
+    Chapter: 7
+    """
+    description = {
+        "train": dataclasses.asdict(config),
+        "model": dataclasses.asdict(model_config),
+        "data": {
+            "name": data.name,
+            "classes": data.classes,
+            "mean": data.mean,
+            "std": data.std,
+            "sha256": data_digest(data),
+        },
+    }
+    description = json.loads(json.dumps(description))  # as it reads back: tuples become lists
+    if not (folder / "config.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / "config.json", json.dumps(description, indent=2) + "\n")
+        return []
+    theirs = _read_config(folder)
+    for part in ("model", "data"):
+        if theirs[part] != description[part]:
+            raise ValueError(f"{folder} holds another run: its {part} is not the one given")
+    if not (folder / "checkpoint.pt").exists():
+        return []
+    checkpoint = _read_checkpoint(folder / "checkpoint.pt")
+    try:
+        history = _check_history(checkpoint["history"], config.epochs)
+        trainer.load_state_dict({k: v for k, v in checkpoint.items() if k != "history"})
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / 'checkpoint.pt'} does not fit this run: {_one_line(error)}"
+        ) from None
+    _write_metrics(folder, history)
+    return history
+
+
+def _check_history(history: Any, epochs: int) -> list[dict[str, float]]:
+    keys = {"epoch", "train_loss", "lr", "seconds"}
+    if not isinstance(history, list) or not 1 <= len(history) <= epochs:
+        raise ValueError("its history is not that of this run's epochs")
+    for i, record in enumerate(history, start=1):
+        if not isinstance(record, dict):
+            raise ValueError("its history holds more than records")
+        if not all(type(value) in (int, float) for value in record.values()):
+            raise ValueError("its history holds more than numbers")
+        wanted = keys | ({"test_accuracy", "test_loss"} if i == epochs else set())
+        if set(record) - {"val_accuracy"} != wanted or record["epoch"] != i:
+            raise ValueError(f"its record of epoch {i} is incomplete")
+    return history
+
+
+def _write_metrics(folder: Path, history: list[dict[str, float]]) -> None:
+    _write(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in history))
+
+
+def save_epoch(folder: Path, trainer: Trainer, history: list[dict[str, float]]) -> None:
+    """Write `checkpoint.pt`, then `metrics.jsonl`, each whole or not at all. Chapter: 7."""
+    buffer = io.BytesIO()
+    torch.save({**trainer.state_dict(), "history": history}, buffer)
+    _write(folder / "checkpoint.pt", buffer.getvalue())
+    _write_metrics(folder, history)
+
+
+def save_weights(folder: Path, model: nn.Module) -> None:
+    """Write `model.safetensors`: the end of a run. Chapter: 7."""
+    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    _write(folder / "model.safetensors", save_safetensors(state))
+
+
+def load_run(folder: str | Path) -> tuple[ViT, dict[str, Any]]:
+    """Load the model of a finished run, in evaluation mode, and what its `config.json` says.
+
+    Raises: `ValueError` when the folder holds no finished run, or a damaged one.
+    Chapter: 7
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder that holds a run")
+    description = _read_config(folder)
+    path = folder / "model.safetensors"
+    if not path.exists():
+        raise ValueError(f"{folder} holds no finished run: {path.name} is missing, resume it first")
+    try:
+        fields: dict[str, Any] = description["model"]
+        vit_config = ViTConfig(**fields)
+        _check_data(description, vit_config)
+        weights = load_safetensors(path.read_bytes())
+        with torch.device("meta"):  # no memory yet: the shapes may be anything
+            shapes = {k: (v.shape, v.dtype) for k, v in ViT(vit_config).state_dict().items()}
+        if {k: (v.shape, v.dtype) for k, v in weights.items()} != shapes:
+            raise ValueError("names, shapes or types of the weights are not those of config.json")
+        if not all(weight.isfinite().all() for weight in weights.values()):
+            raise ValueError("the weights are not finite")
+        model = ViT(vit_config)
+        model.load_state_dict(weights)
+    except (SafetensorError, MemoryError, *_DAMAGE) as error:
+        raise ValueError(f"{path} is damaged or not this run's: {_one_line(error)}") from None
+    return model.eval(), description
+
+
+def _check_data(description: dict[str, Any], config: ViTConfig) -> None:
+    data, name = description["data"], description["train"]["data"]
+    classes, mean, std = data["classes"], data["mean"], data["std"]
+    if not isinstance(name, str) or not isinstance(data["sha256"], str):
+        raise ValueError("config.json does not name the data")
+    if not isinstance(classes, list) or len(classes) != config.num_classes:
+        raise ValueError("config.json must name one class for each logit")
+    if not all(isinstance(c, str) and c.isprintable() for c in classes):
+        raise ValueError("config.json must name classes in printable words")
+    for values in (mean, std):
+        numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
+        if not numbers or len(values) != config.in_channels or not all(map(math.isfinite, values)):
+            raise ValueError("config.json must hold a mean and a std for each channel")
+    if min(std) <= 0:
+        raise ValueError("config.json must hold a positive std for each channel")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        description = json.loads(path.read_text())
+        if not all(isinstance(description[part], dict) for part in ("train", "model", "data")):
+            raise ValueError("a part is missing")
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds no run: config.json is missing") from None
+    except _DAMAGE as error:
+        raise ValueError(f"{path} is damaged: {_one_line(error)}") from None
+    return description
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about formats that it then refuses
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(checkpoint, dict):
+            raise ValueError("it holds no dictionary")
+    except Exception:  # torch, pickle and zipfile each have their own
+        raise ValueError(
+            f"{path} is damaged, or holds more than tensors and plain values: nothing was run"
+        ) from None
+    return checkpoint
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all, also when the machine stops half-way."""
+    temporary = path.with_name(f".{path.name}.part")
+    with open(temporary, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

@@ -320,6 +320,14 @@ def test_a_seed_repeats_what_it_did_and_images_differ(name):
     assert len(torch.unique(a.flatten(1), dim=0)) > (1 if name in ("flip", "erasing") else 7)
 
 
+@pytest.mark.parametrize("name", RANDOM)
+def test_the_layout_in_memory_does_not_matter(name):
+    x = PHOTO[None, :, :32, :32].float().expand(4, -1, -1, -1)
+    last = x.contiguous(memory_format=torch.channels_last)
+    ours, theirs = (RANDOM[name](t, generator(3)) for t in (x.contiguous(), last))
+    assert torch.allclose(ours, theirs, atol=1e-3) and ours.is_contiguous()
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [

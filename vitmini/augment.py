@@ -93,7 +93,7 @@ def crop_at(
     columns = left[:, None] + torch.arange(W, device=images.device)  # (B, W)
     image = torch.arange(B, device=images.device)[:, None, None]
     cut = padded.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None]]  # (B, H, W, C)
-    return cut.permute(0, 3, 1, 2)
+    return cut.permute(0, 3, 1, 2).contiguous()
 
 
 def random_resized_crop(
@@ -334,7 +334,7 @@ def _autocontrast(images: Tensor) -> Tensor:
 def _equalize(images: Tensor) -> Tensor:
     """Map each channel's values so that all of them become about equally frequent."""
     B, C, H, W = images.shape
-    values = images.long().view(B * C, H * W)
+    values = images.long().reshape(B * C, H * W)
     histogram = images.new_zeros(B * C, 256)
     histogram.scatter_add_(1, values, torch.ones_like(values, dtype=histogram.dtype))
     brightest = histogram.gather(1, values.amax(dim=1, keepdim=True))

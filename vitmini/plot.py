@@ -392,6 +392,24 @@ def attention_on_image(image: Tensor, maps: Sequence[Tensor], titles: Sequence[s
     return figure
 
 
+def image_and_maps(
+    image: Tensor, maps: Sequence[Tensor], titles: Sequence[str], top: float, label: str
+) -> Figure:
+    """Draw an image (C, H, W), and beside it maps from zero to `top` with a bar. Chapter: 4.
+
+    With the same `top` several figures share a scale.
+    """
+    figure, grid = _new(1, 1 + len(maps), (1.65 * (1 + len(maps)) + 0.7, 2.0))
+    _picture(grid[0][0], image)
+    grid[0][0].set_title("image", fontsize=10)
+    for axes, values, title in zip(grid[0][1:], maps, titles, strict=True):
+        shown = axes.imshow(values.detach().cpu(), cmap="inferno", vmin=0, vmax=top)
+        axes.set_axis_off()
+        axes.set_title(title, fontsize=10)
+    figure.colorbar(shown, ax=grid.ravel().tolist(), label=label, shrink=0.8)
+    return figure
+
+
 def stacked(
     labels: Sequence[str], parts: Mapping[str, Sequence[float]], xlabel: str, title: str = ""
 ) -> Figure:

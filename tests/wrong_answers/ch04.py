@@ -51,8 +51,24 @@ def mean_kept(x, weight, bias, eps):
     return x / (x.var(-1, keepdim=True, correction=0) + eps).sqrt() * weight + bias
 
 
-def parameters(D, ratio, qkv_bias, norms=2, last=True):
-    H = int(D * ratio)
+def without_bias(x, weight, bias, eps):
+    return normalised(x, -1, eps) * weight
+
+
+def bias_alone(x, weight, bias, eps):
+    return normalised(x, -1, eps) + bias
+
+
+def rms_norm(x, weight, bias, eps):
+    return x / (x.square().mean(-1, keepdim=True) + eps).sqrt() * weight + bias
+
+
+def fixed_eps(x, weight, bias, eps):
+    return normalised(x, -1, 1e-6) * weight + bias
+
+
+def parameters(D, ratio, qkv_bias, norms=2, last=True, width=int):
+    H = width(D * ratio)
     attention = 3 * D * D + 3 * D * qkv_bias + (D * D + D) * last
     return attention + 2 * D * H + H + D + 2 * D * norms
 
@@ -71,6 +87,12 @@ def dropout(x, rate, training):
 
 def of_the_batch(x, rate, training):
     return x * coins(x, rate, 1) / (1 - rate) if training else x
+
+
+def a_plain_coin(x, rate, training):
+    if not training:
+        return x
+    return x / (1 - rate) if torch.rand(()) >= rate else torch.zeros_like(x)
 
 
 def of_tokens(x, rate, training):
@@ -155,12 +177,18 @@ def shortcut_of_the_start(x, attn, mlp, norm1, norm2):
     return norm2(x + mlp(norm1(x + attn(x))))
 
 
-def parallel(x, w_in, w_out, heads, norm=True, act=F.gelu, swap=False, join=True):
+def parallel(
+    x, w_in, w_out, heads, norm=True, act=F.gelu, swap=False, split=True, join=True, scale=None
+):
     B, T, D = x.shape
     h = F.layer_norm(x, (D,)) if norm else x
     q, k, v, hidden = (h @ w_in.T).split([D, D, D, len(w_in) - 3 * D], dim=-1)
-    q, k, v = (t.view(B, T, heads, D // heads).transpose(1, 2) for t in (q, k, v))
-    mixed = F.scaled_dot_product_attention(q, k, v)
+    d = D // heads
+    if split:
+        q, k, v = (t.view(B, T, heads, d).transpose(1, 2) for t in (q, k, v))
+    else:
+        q, k, v = (t.reshape(B, heads, T, d) for t in (q, k, v))
+    mixed = F.scaled_dot_product_attention(q, k, v, scale=scale)
     mixed = (mixed.transpose(1, 2) if join else mixed).reshape(B, T, D)
     parts = [act(hidden), mixed] if swap else [mixed, act(hidden)]
     return torch.cat(parts, dim=-1) @ w_out.T
@@ -185,6 +213,10 @@ WRONG = {
         (without_weight, "weight and bias are still missing"),
         (bias_first, "weight first, then bias"),
         (mean_kept, "the mean is not taken away"),
+        (without_bias, "the bias is still missing"),
+        (bias_alone, "the weight is still missing"),
+        (rms_norm, "RMS norm"),
+        (fixed_eps, "use the argument"),
     ],
     "block_parameters": [
         (lambda D, r, b: parameters(D, r, b, norms=0), "the two norms are missing"),
@@ -196,12 +228,18 @@ WRONG = {
         (lambda D, r, b: 12 * D * D + 13 * D, "int(D * ratio), not 4 D"),
         (lambda D, r, b: parameters(D, r, b) - D, "one bias of D numbers"),
         (lambda D, r, b: parameters(D, r, b) - int(D * r) - D, "the MLP has biases too"),
-        (lambda D, r, b: 12 * D * D, "expected 7,087,872"),
+        (lambda D, r, b: parameters(D, r, b) - int(D * r) + D, "so H biases, not D"),
+        (lambda D, r, b: parameters(D, r, b) - int(D * r), "a bias of H numbers"),
+        (lambda D, r, b: parameters(D, r, b, width=round), "int(D * ratio), 170, not 171"),
+        (lambda D, r, b: parameters(D, r, b, width=float), "int(D * ratio), 170, not 170.667"),
+        (lambda D, r, b: 12 * D * D, "expected 37,600"),
     ],
     "drop_path": [
         (dropout, "one coin for each image"),
         (of_tokens, "one coin for each image"),
-        (of_the_batch, "in training"),
+        (of_the_batch, "not one for the batch"),
+        (a_plain_coin, "not one for the batch"),
+        (lambda x, rate, training: x * (not training), "in training nothing is left"),
         (not_divided, "the mean falls"),
         (multiplied, "multiplied by 1 - rate"),
         (always, "must come out as it was"),
@@ -245,5 +283,16 @@ WRONG = {
             "the MLP's branch is missing",
         ),
         (one_after_the_other, "not attention's output"),
+        (
+            lambda x, i, o, h: x + parallel(x, i, o, h, scale=x.shape[-1] ** -0.5),
+            "the head width d, not of D",
+        ),
+        (lambda x, i, o, h: x + parallel(x, i, o, h, scale=1.0), "are not scaled"),
+        (lambda x, i, o, h: x + parallel(x, i, o, h, scale=h / x.shape[-1]), "not by d"),
+        (lambda x, i, o, h: x + parallel(x, i, o, h, split=False), "d) mixes tokens and heads"),
+        (
+            lambda x, i, o, h: x + parallel(x, i, o, h, split=False, join=False),
+            "and back mixes tokens and heads",
+        ),
     ],
 }

@@ -40,22 +40,28 @@ def layer_norm(function: Callable[[Tensor, Tensor, Tensor, float], Any]) -> None
             "divide by the root of the variance, not by the variance": centred / (variance + eps),
             "eps belongs under the root, beside the variance": centred / (variance.sqrt() + eps),
             "the mean is not taken away": x / (variance + eps).sqrt(),
+            "that is RMS norm: take the mean away before you square": x
+            / (x.square().mean(-1, keepdim=True) + eps).sqrt(),
         }  # fmt: skip
         target = done(centred / (variance + eps).sqrt())
         expect(
             not same(got, centred / (variance + eps).sqrt()),
             "the tokens are normalised; weight and bias are still missing",
         )
+        half = centred / (variance + eps).sqrt()
+        expect(not same(got, half * weight), "the bias is still missing: add it at the end")
+        expect(not same(got, half + bias), "the weight is still missing: multiply before the bias")
         for message, wrong in slips.items():
             known = same(done(wrong), target)
             expect(known or not (same(got, done(wrong)) or same(got, wrong)), message)
         swapped = (centred / (variance + eps).sqrt() + bias) * weight
         expect(not same(got, swapped), "weight first, then bias: normalised * weight + bias")
         no_eps = done(centred / variance.sqrt())
-        expect(
-            same(no_eps, target) or not same(got, no_eps),
-            "eps is missing: it stands under the root",
-        )
+        if same(got, no_eps) and not same(no_eps, target):
+            flat = attempt(function, torch.ones(1, D), weight, bias, eps)
+            fixed = isinstance(flat, Tensor) and bool(flat.isfinite().all())
+            expect(not fixed, f"eps is {eps:g} here: use the argument, not a fixed number")
+            expect(False, "eps is missing: it stands under the root")
         expect(same(got, target), "the result is not (x - mean) / sqrt(var + eps) * weight + bias")
     flat = torch.full((2, 4), 5.0)
     got = expect_tensor(attempt(function, flat, torch.ones(4), torch.zeros(4), 1e-6), (2, 4), {})
@@ -73,13 +79,21 @@ def _normalised(x: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
 
 def block_parameters(function: Callable[[int, float, bool], Any]) -> None:
     """Exercise 4.2: attention, MLP and two norms."""
-    for D, ratio, bias in ((768, 4.0, True), (192, 2.0, True), (384, 4.0, False), (64, 2.5, False)):
+    for D, ratio, bias in (
+        (64, 2.5, True),  # first, since here no two slips have the same gap
+        (768, 4.0, True),
+        (192, 2.0, True),
+        (384, 4.0, False),
+        (64, 8 / 3, False),
+    ):
         with torch.device("meta"):
             block = Block(D, 1, ratio, bias)
         target = sum(p.numel() for p in block.parameters())
         H = int(D * ratio)
         got = expect_number(attempt(function, D, ratio, bias), "7087872")
         slips: dict[float, str] = {
+            H: "the MLP's first layer has a bias of H numbers",
+            H - D: "the MLP's first layer has H outputs, and so H biases, not D",
             4 * D: "the two norms are missing: a weight and a bias for each component",
             2 * D: "there are two norms, each with a weight and a bias of D numbers",
             H + D: "the MLP has biases too: H and D of them",
@@ -101,6 +115,12 @@ def block_parameters(function: Callable[[int, float, bool], Any]) -> None:
             target == four or got != four,
             f"for D = {D} and ratio {ratio:g}: the MLP's hidden width is int(D * ratio), not 4 D",
         )
+        for width in (D * ratio, round(D * ratio)):
+            expect(
+                width == H or abs(got - target - (2 * D + 1) * (width - H)) > 1e-3,
+                f"for D = {D} and ratio {ratio:g}: the hidden width is int(D * ratio), {H}, "
+                f"not {width:.6g}",
+            )
         expect(
             got == target,
             f"for D = {D}, ratio {ratio:g}, qkv_bias {bias}: expected {target:,}, got {got:,.0f}",
@@ -124,6 +144,11 @@ def drop_path(function: Callable[[Tensor, float, bool], Any]) -> None:
             y = expect_tensor(attempt(function, x, rate, True, slip=crash), shape, {})
             expect(bool(y.isfinite().all()), "dividing by zero? kept images are x / (1 - rate)")
             kept = (y != 0).flatten(1)
+            expect(
+                bool(kept.any() and not kept.all()) or not _one_coin(function),
+                "all images are kept or all are dropped: one coin for each image, "
+                "not one for the batch",
+            )
             expect(not bool(kept.all()), "in training some images must be dropped: set to zero")
             expect(bool(kept.any()), "in training nothing is left: keep with probability 1 - rate")
             expect(
@@ -165,6 +190,15 @@ def drop_path(function: Callable[[Tensor, float, bool], Any]) -> None:
         calm = expect_tensor(attempt(function, x, 0.0, True), (16, 3), {})
         expect(same(calm, x), "with rate 0 nothing may change, in training either")
     confirm("4.3", "whole images are dropped, and the mean stays")
+
+
+def _one_coin(function: Callable[[Tensor, float, bool], Any]) -> bool:
+    """Whether small batches are sometimes kept whole, sometimes dropped whole, and never mixed."""
+    seen = set()
+    for _ in range(40):
+        kept = attempt(function, torch.ones(8, 3), 0.5, True) != 0
+        seen.add(kept.float().mean().item())
+    return seen == {0.0, 1.0}
 
 
 def post_norm(function: Callable[..., Any]) -> None:
@@ -244,6 +278,15 @@ def parallel_block(function: Callable[[Tensor, Tensor, Tensor, int], Any]) -> No
             "the shortcut adds x as it came, not LN(x)": dict(shortcut="normed"),
             "the GELU of the hidden layer is missing": dict(act=None),
             "the GELU is the exact one here": dict(act="tanh"),
+            "the scores are divided by the root of the head width d, not of D": dict(scale=D**-0.5),
+            "the scores are not scaled: divide them by the root of the head width d": dict(
+                scale=1.0
+            ),
+            "the scores are divided by the root of the head width d, not by d": dict(scale=1 / d),
+            "reshape(B, heads, T, d) mixes tokens and heads: view as (B, T, heads, d), "
+            "then transpose": dict(split=False),
+            "reshape(B, heads, T, d) and back mixes tokens and heads: view as (B, T, heads, d), "
+            "then transpose": dict(split=False, join=False),
             "that is one head of width D: split queries, keys and values into heads": dict(heads=1),
             "the MLP's branch is missing": dict(keep=(1, 0)),
             "the attention's branch is missing": dict(keep=(0, 1)),
@@ -274,16 +317,22 @@ def _parallel(
     act: str | None = "none",
     keep: tuple[int, int] = (1, 1),
     swap: bool = False,
+    split: bool = True,
     join: bool = True,
     sequential: bool = False,
+    scale: float | None = None,
 ) -> Tensor:
     """The right answer, and with other arguments the usual wrong ones."""
     B, T, D = x.shape
     H = w_in.shape[0] - 3 * D
     h = F.layer_norm(x, (D,)) if norm else x
     q, k, v, hidden = (h @ w_in.T).split([D, D, D, H], dim=-1)
-    q, k, v = (t.view(B, T, heads, D // heads).transpose(1, 2) for t in (q, k, v))
-    mixed = F.scaled_dot_product_attention(q, k, v)
+    d = D // heads
+    q, k, v = (
+        t.reshape(B, T, heads, d).transpose(1, 2) if split else t.reshape(B, heads, T, d)
+        for t in (q, k, v)
+    )
+    mixed = F.scaled_dot_product_attention(q, k, v, scale=scale)
     mixed = (mixed.transpose(1, 2) if join else mixed).reshape(B, T, D)
     if sequential:
         middle = x + mixed @ w_out[:, :D].T

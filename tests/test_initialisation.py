@@ -233,6 +233,18 @@ def test_branches_with_linear_ends_multiply_by_one_plus_eta_squared(scales, seed
         assert lengths[:, layer].mean().item() == pytest.approx(wanted, abs=error)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("scales", [[1.0] * 3, [3**-0.5] * 3, [0.3, 0.9, 0, 2]])
+def test_the_second_moment_of_linear_ends_is_a_product_too(scales, seed):
+    n = 16
+    lengths = stack([n] * (len(scales) + 1), "residual_linear", 2.0, scales, 6000, seed)[:, -1]
+    wanted = 1.0
+    for e2 in (eta**2 for eta in scales):
+        second = 1 + 2 * e2 + 4 * e2 / n + e2**2 * (1 + 5 / n) * (1 + 2 / n)
+        wanted *= second / (1 + e2) ** 2
+    assert (lengths.square().mean() / lengths.mean() ** 2).item() == pytest.approx(wanted, rel=0.1)
+
+
 @pytest.mark.parametrize(
     "scales", [[1.0] * 8, [8**-0.5] * 8, [1 / 8] * 8, [0.9**i for i in range(8)]]
 )
@@ -364,3 +376,12 @@ def test_attention_products_give_the_scores_and_the_values_written():
 def test_deits_truncation_truncates_nothing():
     weight = fresh("deit", dim=768, num_heads=12, depth=1).blocks[0].mlp.fc1.weight
     assert weight.abs().max() > 4 * 0.02
+
+
+def test_a_curve_whose_loss_is_no_number_any_more_ends_in_a_cross():
+    nan = math.nan
+    curves = {"ends": [2.0, 1.0, nan, nan], "never": [nan] * 4, "whole": [4.0, 3.0, 2.0, 1.0]}
+    figure = vm.plot.lines({n: ([1, 2, 3, 4], y) for n, y in curves.items()}, "step", "loss")
+    crosses = [line for line in figure.axes[0].lines if line.get_marker() == "x"]
+    assert [(list(c.get_xdata()), list(c.get_ydata())) for c in crosses] == [([2], [1.0])]
+    assert crosses[0].get_color() == figure.axes[0].lines[0].get_color()

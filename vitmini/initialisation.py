@@ -1,4 +1,4 @@
-"""How a signal survives depth, and five published ways to draw a ViT's weights.
+"""How a signal survives depth, and five ways to draw a ViT's weights.
 
 Chapter: 5 (`notebooks/05-initialisation.ipynb`).
 """
@@ -169,7 +169,7 @@ def deit(model: nn.Module) -> None:
     """Linear layers from N(0, 0.02²), biases 0; the patch projection as PyTorch draws it.
 
     `trunc_normal_` cuts at ±2, not at two deviations: with std 0.02 it cuts nothing away.
-    Source: Touvron et al. 2021, section 6; their code, which is timm's default.
+    Source: Touvron et al. 2021, section 6, and their code. timm draws the class token nearer to 0.
     Chapter: 5
     """
     for _, linear in linears(model):
@@ -225,9 +225,10 @@ def mimetic(model: nn.Module) -> None:
     """The scheme "deit", with attention that starts as trained attention looks.
 
     For each head W_q^T W_k is close to 0.7 (Z + I), as far as its rank allows, and W_proj W_v is
-    close to 0.4 (Z - I), Z uniform of variance 1/D: a token starts by looking at its like, and
-    by taking a part of the average away. The authors add sin-cos positions
-    (`pos_embed="sincos2d"`). It takes heads + 1 singular value decompositions a layer.
+    close to 0.4 (Z - I). Z is random of variance 1/D, as in the paper's text; here it is uniform.
+    A token starts by looking at its like, and by taking a part of the average away. The authors
+    add sin-cos positions (`pos_embed="sincos2d"`). It takes heads + 1 singular value
+    decompositions a layer.
     Source: Trockman & Kolter 2023, section 3.
     Chapter: 5
     """

@@ -6,6 +6,7 @@ can tell apart. Chapter: the one whose text calls the function.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -207,13 +208,18 @@ def lines(
 ) -> Figure:
     """Plot several curves with a legend. Chapter: 2.
 
-    `log` makes both axes logarithmic, "y" only the vertical one.
+    `log` makes both axes logarithmic, "y" only the vertical one. A curve that ends because its
+    values are no numbers any more ends in a cross.
     """
     figure, [[axes]] = _new(1, 1, (5.8, 3.0))
     marks = ("o-", "s--", "^-.", "v:", "D-", "P--")
     for (name, (x, y)), mark in zip(series.items(), marks, strict=False):
         few = len(x) <= 20
-        axes.plot(x, y, mark if few else mark[1:], label=name, markersize=5)
+        [curve] = axes.plot(x, y, mark if few else mark[1:], label=name, markersize=5)
+        known = [i for i, value in enumerate(y) if math.isfinite(value)]
+        if known and known[-1] < len(y) - 1:
+            last, color = known[-1], curve.get_color()
+            axes.plot(x[last], y[last], "x", color=color, markersize=13, markeredgewidth=2.5)
     if log:
         axes.set(xscale="linear" if log == "y" else "log", yscale="log")
     axes.set(xlabel=xlabel, ylabel=ylabel)

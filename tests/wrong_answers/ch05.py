@@ -91,6 +91,18 @@ def multiplied(model):
     return divide(model, lambda depth: 1 / root(depth))
 
 
+def by_the_place(model):
+    with torch.no_grad():
+        for place, block in enumerate(model.blocks, 1):
+            block.attn.proj.weight.div_(root(place))
+            block.mlp.fc2.weight.div_(root(place))
+    return model
+
+
+def not_returned(model):
+    divide(model, root)
+
+
 def drawn_afresh(model):
     for block in model.blocks:
         nn.init.normal_(block.attn.proj.weight, std=0.02 / root(len(model.blocks)))
@@ -135,6 +147,8 @@ WRONG = {
         (without_root, "variances add up"),
         (multiplied, "it was multiplied"),
         (drawn_afresh, "it is something else"),
+        (by_the_place, "the place of its block"),
+        (not_returned, r"not_returned\(ViT\) returned None"),
         (lambda model: model.state_dict(), "return the model"),
     ],
 }

@@ -91,6 +91,8 @@ def confirm(exercise: str, what: str) -> None:
 def _show(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"tensor of shape {tuple(value.shape)}"
+    if isinstance(value, torch.nn.Module):
+        return type(value).__name__
     text = value.__name__ if hasattr(value, "__name__") else repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
 

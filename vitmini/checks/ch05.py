@@ -107,7 +107,7 @@ def shared_scale(function: Callable[[int, float], Any]) -> None:
         got = expect_number(attempt(function, depth, growth), "0.24 for 12 layers and growth 2")
         root = growth ** (1 / depth)
         target = (root - 1) ** 0.5
-        case = f"{depth} layers, growth {growth:.3g}"
+        case = f"{depth} layer{'s' * (depth > 1)}, growth {growth:.3g}"
         slips = {
             "that is η squared: take the root": root - 1,
             "that holds for small η only: the layers multiply, they do not add": (
@@ -134,7 +134,7 @@ def shared_scale(function: Callable[[int, float], Any]) -> None:
 
 def quiet_writers(function: Callable[[nn.Module], Any]) -> None:
     """Exercise 5.4: what writes to the stream is divided by the root of 2L."""
-    for depth, heads in ((2, 1), (3, 2), (5, 4)):
+    for depth, heads in ((3, 2), (2, 1), (5, 4)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(depth)
             model = ViT(ViTConfig(8, 4, 1, 10, 16, depth, heads, mlp_ratio=2.0))
@@ -172,13 +172,16 @@ def _one_weight(name: str, old: Tensor, new: Tensor, depth: int) -> None:
         ratio is not None, f"{name} should be its old value times one factor, it is something else"
     )
     assert ratio is not None
+    place = int(name.split(".")[1])
     slips = {
         "it was not changed: both attn.proj and mlp.fc2 of every block write": 1.0,
         "it was divided by sqrt(L): each block writes twice, so 2L": depth**-0.5,
         "it was divided by 2L: by the root, because variances add up": 1 / (2 * depth),
         "it was divided by L: by the root of 2L": 1 / depth,
         "it was multiplied by sqrt(2L): divide": (2 * depth) ** 0.5,
-        "it was divided twice": 1 / (2 * depth),
+        "it was divided by sqrt(2(l + 1)), l the place of its block: here L counts all blocks": (
+            (2 * place + 2) ** -0.5
+        ),
     }
     for message, wrong in slips.items():
         expect(_close(wrong, wanted) or not _close(ratio, wrong), f"{name}: {message}")

@@ -139,7 +139,7 @@ def text_cell(source: str) -> str:
         data = (ROOT / "book" / "static" / name).read_bytes()
         return f"![{alt}](data:image/png;base64,{base64.b64encode(data).decode()})"
 
-    source = re.sub(r"\{\{([\w-]+):([\w.-]+):([^{}]*)\}\}", number, source)
+    source = re.sub(r"\{\{([\w-]+):([\w. -]+):([^{}]*)\}\}", number, source)
     source = re.sub(r"!\[([^]]+)\]\(\.\./static/([\w.-]+\.png)\)", picture, source)
     return re.sub(r"\{\{(\w+)\}\}", lambda m: links()[m[1]], source)
 

@@ -108,8 +108,8 @@ def _read_timm(model: nn.Module) -> Found:
 def from_torchvision(model: nn.Module) -> ViT:
     """Convert a `VisionTransformer` of torchvision; the logits stay the same.
 
-    They agree to the last bit with `torch.backends.mha.set_fastpath_enabled(False)`, and up to
-    rounding with the fast path that torchvision's attention takes in evaluation.
+    They agree up to rounding, as closely as the two paths that torchvision's attention can take
+    (`torch.backends.mha.set_fastpath_enabled`) agree with each other.
     Shapes: a `ViT` with weights of its own, of the model's type, on its device and in its mode.
     Raises: `ValueError` for what a `ViT` cannot represent: other classes, a convolutional stem, a
         representation layer, another head, dropout of attention weights.

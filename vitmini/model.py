@@ -93,7 +93,7 @@ class ViTConfig:
             raise ValueError(f"norm_eps must be positive, got {self.norm_eps!r}")
         if self.pos_embed == "sincos2d" and (self.dim % 4 or self.dim < 8):
             raise ValueError(
-                f"pos_embed='sincos2d' needs dim to be a multiple of 4, got {self.dim}"
+                f"pos_embed='sincos2d' needs dim to be a multiple of 4, at least 8, got {self.dim}"
             )
         if self.pos_embed == "learned2d" and self.dim % 2:
             raise ValueError(f"pos_embed='learned2d' needs an even dim, got {self.dim}")

@@ -222,6 +222,15 @@ def lines(
             axes.plot(x[last], y[last], "x", color=color, markersize=13, markeredgewidth=2.5)
     if log:
         axes.set(xscale="linear" if log == "y" else "log", yscale="log")
+        places = next(iter(series.values()))[0]
+        if log != "y" and len(places) <= 8:  # few places: name them, in plain numbers
+            axes.set_xticks(list(places), [f"{place:g}" for place in places])
+            axes.minorticks_off()
+        low, high = axes.get_ylim()
+        if high / low < 100:  # less than two powers of ten: plain numbers there too
+            axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if len(series) > 1:
         axes.legend(loc="best", fontsize=10)
@@ -433,7 +442,9 @@ def stacked(
     return figure
 
 
-def top_classes(image: Tensor, names: Sequence[str], probabilities: Sequence[float]) -> Figure:
+def top_classes(
+    image: Tensor, names: Sequence[str], probabilities: Sequence[float], title: str = ""
+) -> Figure:
     """Show an image beside the probabilities of its likeliest classes. Chapter: 6."""
     figure, [[left, right]] = _new(1, 2, (6.0, 2.6), width_ratios=(1, 1.2))
     _picture(left, image)
@@ -441,7 +452,7 @@ def top_classes(image: Tensor, names: Sequence[str], probabilities: Sequence[flo
     right.barh(range(len(names)), [100 * p for p in probabilities], color=BLUE)
     right.set_yticks(range(len(names)), names, fontsize=9)
     right.invert_yaxis()
-    right.set(xlabel="probability (%)")
+    right.set(xlabel="probability (%)", title=title)
     return figure
 
 

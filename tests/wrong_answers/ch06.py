@@ -1,5 +1,7 @@
 """Chapter 6."""
 
+import dataclasses
+
 import torch
 
 
@@ -41,6 +43,14 @@ def no_projection(c):
     return parameters(c, proj=False)
 
 
+def always_four(c):
+    return parameters(dataclasses.replace(c, mlp_ratio=4.0))
+
+
+def always_colour(c):
+    return parameters(dataclasses.replace(c, in_channels=3))
+
+
 def known_by_heart(c):
     return 86567656
 
@@ -73,6 +83,14 @@ def pairs_once(c):
 
 def without_head(c):
     return flops(c, head_tokens=0)
+
+
+def flops_always_four(c):
+    return flops(dataclasses.replace(c, mlp_ratio=4.0))
+
+
+def class_token_projected(c):
+    return flops(c) + 2 * c.dim * c.in_channels * c.patch_size**2
 
 
 def rule_of_thumb(c):
@@ -164,6 +182,8 @@ WRONG = {
         (no_last_norm, "the last norm"),
         (no_head_bias, "bias for each class"),
         (no_projection, "too few"),
+        (always_four, "not always 4 D"),
+        (always_colour, "not always 3"),
         (known_by_heart, "too many"),
     ],
     "forward_flops": [
@@ -172,6 +192,8 @@ WRONG = {
         (without_pairs, "the pairs are missing"),
         (pairs_once, "multiplied twice"),
         (without_head, "the head is missing"),
+        (flops_always_four, "is mlp_ratio used"),
+        (class_token_projected, "not the class token"),
         (rule_of_thumb, "expected"),
     ],
     "rename_layer": [

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vitmini.checks import attempt, confirm, expect, expect_number, expect_tensor, same
 from vitmini.encoder import Block
 from vitmini.model import ViT, ViTConfig
+from vitmini.patches import as_pair
 from vitmini.summary import count_flops
 
 _SMALL = ViTConfig(8, 4, 3, 5, 16, 2, 2, 2.0)
@@ -26,8 +27,7 @@ def count_parameters(function: Callable[[ViTConfig], Any]) -> None:
         replace(_SMALL, mlp_ratio=3.0, num_classes=7, image_size=16, patch_size=(2, 4)),
     )
     for config in cases:
-        with torch.device("meta"):
-            target = sum(p.numel() for p in ViT(config).parameters())
+        target = _count(config)
         got = expect_number(attempt(function, config), "86567656")
         D, K, missing = config.dim, config.num_classes, target - got
         slips: dict[float, str] = {
@@ -40,6 +40,10 @@ def count_parameters(function: Callable[[ViTConfig], Any]) -> None:
             (K + 1) * D: "the head is a matrix (K, D) and a bias (K)",
             -config.depth * 2 * D: "the norms are counted too often: two a block, one at the end",
         }
+        for change, words in _OTHERS.items():
+            if getattr(config, change) != _DEFAULT[change] and missing:
+                other = replace(config, **{change: _DEFAULT[change]})
+                expect(got != _count(other), f"{words}: with {_words(config)}")
         expect(
             missing == 0,
             f"expected {target:,} for {_words(config)}, got {got:,.0f}"
@@ -73,6 +77,12 @@ def forward_flops(function: Callable[[ViTConfig], Any]) -> None:
             target + 2 * (T - 1) * D * config.num_classes: "the head reads one token, not all",
             _with_tokens(config, N): "the class token passes through the blocks too: T = N + 1",
         }
+        P, Q = as_pair(config.patch_size, "patch_size")
+        slips[target + 2 * D * config.in_channels * P * Q] = (
+            "the projection meets the N patches, not the class token"
+        )
+        if config.mlp_ratio != 4.0:
+            slips[count_flops(replace(config, mlp_ratio=4.0))] = "is mlp_ratio used?"
         hint = next((words for value, words in slips.items() if abs(got - value) < 0.5), "")
         expect(
             abs(got - target) < 0.5,
@@ -80,6 +90,18 @@ def forward_flops(function: Callable[[ViTConfig], Any]) -> None:
             + (f": {hint}" if hint else ""),
         )
     confirm("6.2", "patches, blocks and head, a multiply-add as two")
+
+
+_DEFAULT: dict[str, Any] = {"mlp_ratio": 4.0, "in_channels": 3}
+_OTHERS = {
+    "mlp_ratio": "the hidden width is int(dim * mlp_ratio), not always 4 D",
+    "in_channels": "in_channels is not always 3",
+}
+
+
+def _count(config: ViTConfig) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in ViT(config).parameters())
 
 
 def _patches(config: ViTConfig) -> int:
@@ -154,7 +176,7 @@ def flax_to_linear(function: Callable[[Tensor, Tensor], Any]) -> None:
             (D, H * d): "PyTorch stores (out, in), Flax (in, out): transpose",
             (H, d, D): "join the heads and their width to one axis",
         }
-        weight = expect_tensor(pair[0], (H * d, D), hints if H * d != D else {})
+        weight = expect_tensor(pair[0], (H * d, D), hints)
         flat = expect_tensor(pair[1], (H * d,), {(H, d): "the bias is flat too: (H * d,)"})
         target = kernel.reshape(D, H * d).T
         expect(

@@ -46,7 +46,9 @@ $(INSTALLED): requirements.txt pyproject.toml
 runs/digits/model.safetensors: | $(INSTALLED)
 	$(BIN)/python -m vitmini train --recipe digits --out runs/digits --resume
 
+# A page that is not built again would keep its old list of chapters beside it.
 book: runs/digits/model.safetensors
+	@if [ _toc.yml -nt $(HTML)/index.html ]; then rm -rf $(HTML) _build/.doctrees; fi
 	$(BIN)/jupyter-book build . -W -n --keep-going -q
 	@echo "The first ViT is in runs/digits, the book in $(HTML)/index.html"
 

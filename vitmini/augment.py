@@ -105,7 +105,7 @@ def random_resized_crop(
 ) -> Tensor:
     """Cut a random rectangle out of each image and resize it, bilinear.
 
-    Shapes: `images` float (B, C, H, W) -> (B, C, *size), by default the size they have. `scale`
+    Shapes: `images` float (B, C, H, W) -> the same, or (B, C, rows, columns) of `size`. `scale`
         is the share of the area, `ratio` width over height, drawn evenly in its logarithm. A
         rectangle that is larger than the image is cut down to it.
     Raises: `ValueError` when a range is empty or not positive.

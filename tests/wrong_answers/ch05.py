@@ -148,7 +148,7 @@ WRONG = {
         (multiplied, "it was multiplied"),
         (drawn_afresh, "it is something else"),
         (by_the_place, "the place of its block"),
-        (not_returned, r"not_returned\(ViT\) returned None"),
+        (not_returned, "not_returned(ViT) returned None"),
         (lambda model: model.state_dict(), "return the model"),
     ],
 }

@@ -2,7 +2,7 @@
 
 One architecture, four spellings. Each converter renames the weights to timm's names and reads the
 configuration off their shapes. Then it fills a copy of the model with random numbers, converts
-that as well, and compares what both make of one random image: what a `ViT` cannot represent is
+that as well, and compares what both make of two random images: what a `ViT` cannot represent is
 refused, never a silent difference.
 
 Chapter: 6 (`notebooks/06-vit.ipynb`).
@@ -29,7 +29,7 @@ from vitmini.positions import sincos_positions
 Weights = dict[str, Tensor]
 Found = tuple[ViTConfig, Weights, nn.Module]  # of a model: its configuration, weights and head
 
-# Parameters that a `ViT` has no place for, by the beginning of their last names.
+# Parameters that a `ViT` has no place for, by a part of their names.
 _FOREIGN = {
     "fc_norm": "it norms after pooling, not before it: make it with fc_norm=False",
     "reg_token": "it has register tokens",
@@ -168,11 +168,9 @@ def from_huggingface(model: nn.Module) -> ViT:
     Source: `ViTForImageClassification`, `DeiTForImageClassificationWithTeacher` of transformers.
     Chapter: 6
     """
-    wanted = r"(?:vit|deit)\.embeddings\.patch_embeddings\.projection\.weight"
+    wanted = r"(?:(?:vit|deit)\.)?embeddings\.patch_embeddings\.projection\.weight"
     state = model.state_dict() if isinstance(model, nn.Module) else {}
-    if not any(re.fullmatch(wanted, k) for k in state) and not any(
-        re.fullmatch(wanted, f"vit.{k}") for k in state
-    ):
+    if not any(re.fullmatch(wanted, k) for k in state):
         raise ValueError(f"model must be a ViT or DeiT of transformers, got {_kind(model)}")
     return _convert(model, _read_huggingface)
 
@@ -252,8 +250,8 @@ def load_npz(path: str | Path, image_size: int | tuple[int, int] | None = None) 
         # The ViT repository adds positions after the class token came, big_vision before.
         names = [name for name in arrays if name.endswith("pos_embedding")]
         before = not any(name.startswith("Transformer/") for name in names)
-        fixed = before and "pos_embed" not in weights  # sines and cosines are not stored
-        if "pos_embed" in weights:
+        fixed = "pos_embed" not in weights  # sines and cosines are not stored
+        if not fixed:
             count = weights["pos_embed"].shape[1]
             grid = _grid(count, prefix, before, size and patch_grid(size, (P, Q)))
             if count == grid[0] * grid[1]:
@@ -276,14 +274,15 @@ def load_npz(path: str | Path, image_size: int | tuple[int, int] | None = None) 
         return _assemble(config, weights).eval()
     except (KeyError, IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
         raise ValueError(
-            f"{path} is not a whole Vision Transformer of Google: {_one_line(error)}"
+            f"{path} is not a whole Vision Transformer of Google: {one_line(error)}"
         ) from None
 
 
 def _grid(count: int, prefix: int, before: bool, told: tuple[int, int] | None) -> tuple[int, int]:
     """Find the grid of `count` positions: as told, or a square."""
     if told:  # a file of big_vision from before 2022 may have a row for the class token, too
-        if told[0] * told[1] not in (count, count - prefix):
+        fits = (count, count - prefix) if before else (count - prefix,)
+        if told[0] * told[1] not in fits:
             raise ValueError(f"pos_embed has {count} rows, no grid of {told[0]}x{told[1]} patches")
         return told
     patches = count if before else count - prefix
@@ -300,7 +299,8 @@ def from_pretrained(name: str, source: str = "timm") -> ViT:
         `source="torchvision"`, torchvision's ("vit_b_16"). Normalise images as the source says:
         `timm.data.resolve_model_data_config`, or torchvision's `weights.transforms()`.
     Raises: `ValueError` for an unknown source or name, `ImportError` without timm,
-        `ConnectionError` when the weights cannot be fetched, such as offline.
+        `ConnectionError` when the weights cannot be fetched, such as offline (after about a
+        minute with timm, whose hub tries again and again).
     Chapter: 6
     """
     if not isinstance(name, str):
@@ -331,7 +331,7 @@ def _fetch(name: str, make: Callable[[], nn.Module]) -> nn.Module:
     except Exception as error:  # each library and each of its versions has its own
         raise ConnectionError(
             f"the weights of {name} could not be fetched ({type(error).__name__}: "
-            f"{_one_line(error)}); is this machine online?"
+            f"{one_line(error)}); is this machine online?"
         ) from error
 
 
@@ -472,7 +472,7 @@ def _read_npz(path: Path) -> Weights:
     except FileNotFoundError:
         raise
     except Exception as error:  # numpy, zipfile and zlib each have their own
-        raise ValueError(f"{path} is damaged or no .npz of arrays: {_one_line(error)}") from None
+        raise ValueError(f"{path} is damaged or no .npz of arrays: {one_line(error)}") from None
 
 
 def _tensor(array: np.ndarray) -> Tensor:
@@ -609,5 +609,6 @@ def _kind(model: Any) -> str:
     return f"{type(model).__module__}.{type(model).__name__}"
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """Say an error in one line of at most 200 characters. Chapter: 6."""
     return " ".join(str(error).split())[:200] or type(error).__name__

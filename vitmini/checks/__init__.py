@@ -83,6 +83,12 @@ def same(result: Tensor, target: Tensor, tolerance: float = 1e-5) -> bool:
     return difference <= tolerance * max(target.double().abs().max().item(), 1.0)
 
 
+def expect_no_slip(result: Tensor, target: Tensor, wrong: dict[str, Tensor]) -> None:
+    """Refuse a result that equals a usual wrong one; the key of each says what the slip is."""
+    for message, value in wrong.items():
+        expect(same(value, target) or not same(result, value), message)
+
+
 def confirm(exercise: str, what: str) -> None:
     """Print the one line that says the exercise is solved."""
     print(f"Exercise {exercise} solved: {what}.")
@@ -111,6 +117,7 @@ __all__ = [
     "ch06",
     "confirm",
     "expect",
+    "expect_no_slip",
     "expect_number",
     "expect_tensor",
     "same",

@@ -5,6 +5,7 @@ Chapter: 7.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -206,13 +207,19 @@ def trivial_augment(images: Tensor, bilinear: bool = False, generator: Generator
     Chapter: 7
     """
     B = len(images)
-    ranges = _ranges(32.0, 32.0, 0.99, 135.0, 0.99, 6)
-    table = torch.tensor([[_strength(r, i / 30) for i in range(31)] for r in ranges])
+    table = _trivial_table()
     ops = torch.randint(len(OPERATIONS), (B,), generator=generator, device=images.device)
     bins = torch.randint(31, (B,), generator=generator, device=images.device)
     strengths = table.to(images.device)[ops, bins]
     signed = _signed(strengths, ops, generator)
     return apply_operations(images.float(), ops, signed, bilinear)
+
+
+@functools.cache
+def _trivial_table() -> Tensor:
+    """The strength of each operation (row) in each of the 31 bins."""
+    ranges = _ranges(32.0, 32.0, 0.99, 135.0, 0.99, 6)
+    return torch.tensor([[_strength(r, i / 30) for i in range(31)] for r in ranges])
 
 
 def _ranges(

@@ -121,6 +121,9 @@ class TrainConfig:
                 )
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate must not exceed batch_size, got {self.accumulate}")
+        for name in ("image_size", "in_channels", "num_classes"):
+            if name in self.model_options:
+                raise ValueError(f"model_options must not hold {name}: the data decides it")
         get_config(self.model, **self.model_options)
         if self.cpu_threads is not None and self.cpu_threads < 1:
             raise ValueError(f"cpu_threads must be positive or None, got {self.cpu_threads!r}")
@@ -144,6 +147,7 @@ class Digits(TrainConfig):
     translate: float = 0.125
     scale: float = 0.15
     shear: float = 15.0
+    precision: str = "float32"
     cpu_threads: int | None = 1  # so small a model only makes more of them wait for each other
 
 
@@ -163,6 +167,7 @@ class Cifar10Mini(TrainConfig):
     warmup: int = 1
     translate: float = 0.125
     flip: bool = True
+    precision: str = "float32"
     cpu_threads: int | None = 1
 
 
@@ -189,12 +194,10 @@ class Cifar10(TrainConfig):
     batch_size: int = 512
     optimizer: str = "muon"
     learning_rate: float = 2e-3
-    warmup: int = 5
     ema: float = 0.999
     crop: int = 4
     flip: bool = True
     rand_ops: int = 1
-    rand_magnitude: int = 9
     label_smoothing: float = 0.1
     cutmix: float = 1.0
     compile: bool = True

@@ -21,6 +21,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
+from vitmini.convert import one_line
 from vitmini.data import ImageData
 from vitmini.model import ViT, ViTConfig
 from vitmini.optim import Trainer
@@ -57,7 +58,7 @@ def check_run(out: str | Path, config: TrainConfig, resume: bool = False) -> Pat
     if not resume:
         raise ValueError(f"{folder} already holds a run: choose another folder, or resume it")
     theirs = _read_config(folder)["train"]
-    ours = dataclasses.asdict(config)
+    ours = json.loads(json.dumps(dataclasses.asdict(config)))  # as it reads back
     changed = [k for k in sorted(ours | theirs) if ours.get(k) != theirs.get(k)]
     if changed:
         k = changed[0]
@@ -112,7 +113,7 @@ def open_run(
         trainer.load_state_dict({k: v for k, v in checkpoint.items() if k != "history"})
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{folder / 'checkpoint.pt'} does not fit this run: {_one_line(error)}"
+            f"{folder / 'checkpoint.pt'} does not fit this run: {one_line(error)}"
         ) from None
     _write_metrics(folder, history)
     return history
@@ -178,7 +179,7 @@ def load_run(folder: str | Path) -> tuple[ViT, dict[str, Any]]:
         model = ViT(vit_config)
         model.load_state_dict(weights)
     except (SafetensorError, MemoryError, *_DAMAGE) as error:
-        raise ValueError(f"{path} is damaged or not this run's: {_one_line(error)}") from None
+        raise ValueError(f"{path} is damaged or not this run's: {one_line(error)}") from None
     return model.eval(), description
 
 
@@ -208,7 +209,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no run: config.json is missing") from None
     except _DAMAGE as error:
-        raise ValueError(f"{path} is damaged: {_one_line(error)}") from None
+        raise ValueError(f"{path} is damaged: {one_line(error)}") from None
     return description
 
 
@@ -224,10 +225,6 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is damaged, or holds more than tensors and plain values: nothing was run"
         ) from None
     return checkpoint
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _write(path: Path, content: str | bytes) -> None:

@@ -27,6 +27,7 @@ from vitmini.data import ImageData, load_data, load_photo
 from vitmini.encoder import MLP, Block, DropPath, LayerScale, drop_path_rates
 from vitmini.initialisation import init_weights
 from vitmini.model import ViT, ViTConfig, create_model, get_config, list_models
+from vitmini.optim import choose_precision
 from vitmini.patches import PatchEmbed, patch_grid, patchify, unpatchify
 from vitmini.positions import (
     LearnedPositions2D,
@@ -61,6 +62,7 @@ __all__ = [
     "attention_by_hand",
     "attention_weights",
     "checks",
+    "choose_precision",
     "choose_profile",
     "compare_models",
     "count_flops",

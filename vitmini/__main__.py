@@ -15,6 +15,7 @@ import torch
 
 from vitmini.data import load_data, normalize, read_image
 from vitmini.model import get_config
+from vitmini.optim import choose_precision
 from vitmini.profiles import choose_profile, device_name
 from vitmini.recipes import RECIPES
 from vitmini.runs import check_run, data_digest, load_run
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="default: float32; GPU: bfloat16",
+        help="default: what the device computes fastest in (float32 on a CPU)",
     )
     _add_device(p)
     p.set_defaults(run=_benchmark)
@@ -199,14 +200,14 @@ def _benchmark(args: argparse.Namespace) -> None:
     batch = args.batch if args.batch is not None else 128 if gpu else 8
     if batch < 1 or args.repeats < 1:
         raise ValueError("batch and repeats must be at least 1")
-    dtype = args.dtype or ("bfloat16" if gpu else "float32")
+    dtype = choose_precision(args.dtype or "auto", device)
     for config in configs.values():  # before the first of them runs
         check_plain(config)
     print("vitmini's time divided by theirs: below 1 vitmini is the faster one")
     for name, config in configs.items():
-        speeds = compare_models(config, batch, device, args.repeats, getattr(torch, dtype))
+        speeds = compare_models(config, batch, device, args.repeats, dtype)
         print(
-            f"\n{name}: batch {batch}, {dtype}, {device_name(device)}, "
+            f"\n{name}: batch {batch}, {str(dtype).removeprefix('torch.')}, {device_name(device)}, "
             f"medians of {args.repeats} turns"
         )
         print(

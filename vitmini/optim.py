@@ -86,7 +86,7 @@ def decays(name: str, parameter: Tensor) -> bool:
     return parameter.ndim > 1 and not tabled
 
 
-def choose_precision(precision: str, device: torch.device) -> torch.dtype:
+def choose_precision(precision: str, device: str | torch.device) -> torch.dtype:
     """Turn "auto" into the type that a device computes fastest in, safely.
 
     A card with tensor cores for bfloat16 (compute capability 8.0 or higher: A100, L4, H100) gets
@@ -96,7 +96,7 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype:
     """
     if precision != "auto":
         return getattr(torch, precision)
-    if device.type != "cuda":
+    if torch.device(device).type != "cuda":
         return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
 

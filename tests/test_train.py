@@ -384,10 +384,13 @@ def test_an_experiment_writes_its_result(tmp_path):
         ("pooling-digits", "test_accuracy_mean_0.01"),
         ("attention-digits", "test_accuracy_unscaled_4"),
         ("norm-digits", "train_loss_post_0_12_slow"),
+        ("patch-size-cifar10", "test_accuracy_patch_4"),
+        ("learning-rate-cifar10", "test_accuracy_0.0001_0"),
+        ("augmentation-cifar10", "train_loss_cutmix"),
         ("attention-cost-cpu", "bytes_by_hand_over_fused_64"),
     ],
 )
-def test_each_experiment_of_part_one_runs_in_seconds(name, key, tmp_path):
+def test_each_experiment_runs_in_seconds(name, key, tmp_path):
     done = vitmini("experiment", name, "--out", tmp_path, cwd=ROOT, VITMINI_PROFILE="ci")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / f"{name}.json").read_text())
@@ -585,6 +588,13 @@ def test_a_run_that_was_cut_off_ends_byte_for_byte_alike(digits, tmp_path, more)
     again = vm.create_model("vit_digits", **TINY | config.model_options)  # other fresh weights
     vm.train(again, data, config, out=parts, resume=True)
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
+
+
+def test_a_run_with_pairs_in_its_options_is_known_again(digits, tmp_path):
+    """JSON knows no tuples: what was (2, 4) reads back as [2, 4]."""
+    config = dataclasses.replace(SHORT, epochs=1, model_options={"patch_size": (2, 4)})
+    vm.train(tiny(patch_size=(2, 4)), few(digits), config, out=tmp_path)
+    assert len(vm.train(tiny(patch_size=(2, 4)), few(digits), config, tmp_path, resume=True)) == 1
 
 
 def test_an_averages_accuracy_is_the_one_that_counts(digits, tmp_path):
@@ -796,9 +806,11 @@ def test_images_are_changed_in_deits_order(digits, monkeypatch):
         ("model", "vit_giant"),
         ("model_options", {"width": 3}),
         ("model_options", {"dim": 3}),
+        ("model_options", {"num_classes": 7}),
+        ("model_options", {"image_size": 8}),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_at_once(field, value):
-    words = {"model": "name must be", "model_options": "width|num_heads|dim"}.get(field, field)
+    words = {"model": "name must be", "model_options": "width|num_heads|dim|data"}.get(field, field)
     with pytest.raises(ValueError, match=words):
         vm.TrainConfig(**{field: value})

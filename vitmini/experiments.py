@@ -20,6 +20,7 @@ from vitmini.benchmark import compare_models, measure_time, peak_memory
 from vitmini.data import ImageData, describe_data, load_data
 from vitmini.initialisation import SCHEMES
 from vitmini.model import create_model, get_config
+from vitmini.optim import choose_precision
 from vitmini.profiles import Profile, device_name
 from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import code_version, provenance, summarize
@@ -133,6 +134,52 @@ def norm_digits(profile: Profile) -> dict[str, Any]:
     return _train_arms("norm-digits", profile, seeds, arms, recipe, {}, data, words)
 
 
+def patch_size_cifar10(profile: Profile) -> dict[str, Any]:
+    """Train one small ViT with patches of 4, 8 and 16 pixels on the same images. Chapter: 7."""
+    seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
+    recipe, count, model = _small_cifar(profile)
+    data, words = _first_images(load_data(recipe.data), count, recipe)
+    sizes = profile.pick(ci=(2, 4), cpu=(4, 8, 16), gpu=(4, 8, 16))
+    arms: dict[str, tuple[dict, dict]] = {f"patch_{p}": ({"patch_size": p}, {}) for p in sizes}
+    return _train_arms("patch-size-cifar10", profile, seeds, arms, recipe, model, data, words)
+
+
+def learning_rate_cifar10(profile: Profile) -> dict[str, Any]:
+    """Train one small ViT with six learning rates, with warm-up and without. Chapter: 7.
+
+    An arm is rate_warmup, the warm-up in epochs.
+    """
+    seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
+    recipe, count, model = _small_cifar(profile)
+    data, words = _first_images(load_data(recipe.data), count, recipe)
+    arms: dict[str, tuple[dict, dict]] = {
+        f"{rate}_{warmup}": ({}, {"learning_rate": rate, "warmup": warmup})
+        for rate in profile.pick(ci=_RATES[:2], cpu=_RATES, gpu=_RATES)
+        for warmup in (recipe.warmup, 0)
+    }
+    model = model | profile.pick(ci={}, cpu={"patch_size": 8}, gpu={"patch_size": 8})
+    return _train_arms("learning-rate-cifar10", profile, seeds, arms, recipe, model, data, words)
+
+
+def augmentation_cifar10(profile: Profile) -> dict[str, Any]:
+    """Train one small ViT long on few images, with more and more augmentation. Chapter: 7."""
+    seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
+    recipe, count, model = _small_cifar(profile)
+    bare: dict[str, Any] = {"translate": 0.0, "flip": False}
+    epochs = profile.pick(ci=1, cpu=60, gpu=200)
+    recipe = dataclasses.replace(recipe, epochs=epochs, **bare)
+    data, words = _first_images(load_data(recipe.data), count, recipe)
+    crop = {"crop": profile.pick(ci=1, cpu=4, gpu=4), "flip": True}
+    arms: dict[str, tuple[dict, dict]] = {
+        "none": ({}, {}),
+        "crop_flip": ({}, crop),
+        "rand_augment": ({}, crop | {"rand_ops": 1}),
+        "cutmix": ({}, crop | {"rand_ops": 1, "cutmix": 1.0, "label_smoothing": 0.1}),
+    }
+    model = model | profile.pick(ci={}, cpu={"patch_size": 8}, gpu={"patch_size": 8})
+    return _train_arms("augmentation-cifar10", profile, seeds, arms, recipe, model, data, words)
+
+
 def attention_cost_cpu(profile: Profile) -> dict[str, Any]:
     """Time and memory of attention by hand and fused, on a CPU in float32. Chapter: 3."""
     tokens = profile.pick(ci=[16, 64], cpu=_TOKENS[:7], gpu=_TOKENS[:7])
@@ -140,11 +187,12 @@ def attention_cost_cpu(profile: Profile) -> dict[str, Any]:
 
 
 def attention_cost_gpu(profile: Profile) -> dict[str, Any]:
-    """Time and memory of attention by hand and fused, on a GPU in bfloat16. Chapter: 3."""
+    """Time and memory of attention by hand and fused, on a GPU in 16 bits. Chapter: 3."""
     if not torch.cuda.is_available():
         raise ValueError("attention-cost-gpu needs a CUDA device, PyTorch finds none")
     tokens = profile.pick(ci=[16, 64], cpu=_TOKENS, gpu=_TOKENS)
-    return _attention_cost("attention-cost-gpu", "cuda", torch.bfloat16, 8, tokens, profile)
+    dtype = choose_precision("auto", "cuda")
+    return _attention_cost("attention-cost-gpu", "cuda", dtype, 8, tokens, profile)
 
 
 def model_speed_cpu(profile: Profile) -> dict[str, Any]:
@@ -156,7 +204,7 @@ def model_speed_gpu(profile: Profile) -> dict[str, Any]:
     """vitmini's forward pass and training step beside three libraries, on a GPU. Chapter: 6."""
     if not torch.cuda.is_available():
         raise ValueError("model-speed-gpu needs a CUDA device, PyTorch finds none")
-    return _model_speed("model-speed-gpu", "cuda", torch.bfloat16, 256, profile)
+    return _model_speed("model-speed-gpu", "cuda", choose_precision("auto", "cuda"), 256, profile)
 
 
 def _model_speed(
@@ -230,6 +278,7 @@ def _attention_cost(
 
 
 _HEADS = (1, 2, 4, 8, 16)
+_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 
 
 def _digits_recipe(profile: Profile) -> TrainConfig:
@@ -347,6 +396,9 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "patch-size-digits": patch_size_digits,
     "positions-cifar10": positions_cifar10,
     "initialisation-cifar10": initialisation_cifar10,
+    "patch-size-cifar10": patch_size_cifar10,
+    "learning-rate-cifar10": learning_rate_cifar10,
+    "augmentation-cifar10": augmentation_cifar10,
     "pooling-digits": pooling_digits,
     "attention-digits": attention_digits,
     "norm-digits": norm_digits,

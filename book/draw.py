@@ -392,6 +392,47 @@ def initialisation() -> None:
     save(figure, "05-build.png")
 
 
+def training() -> None:
+    """One photograph, and what eleven changes of the library make of it."""
+    from vitmini import augment
+
+    photo = vm.load_photo("cat", 128).float()[None]
+    flower = vm.load_photo("flower", 128).float()
+    generator = torch.Generator().manual_seed(4)
+
+    def operation(name: str, strength: float) -> torch.Tensor:
+        which = torch.tensor([augment.OPERATIONS.index(name)])
+        return augment.apply_operations(photo, which, torch.tensor([strength]), bilinear=True)
+
+    one = torch.ones(1)
+    both = torch.cat([photo, flower[None]])
+    cut = both.clone()
+    cut[0, :, 12:76, 56:120] = flower[:, 12:76, 56:120]
+    erased = (photo / 255 - 0.5) / 0.25
+    erased = augment.random_erasing(erased, 1.0, (0.12, 0.2), generator=generator)
+    changed = {
+        "the photograph": photo,
+        "shifted": augment.crop_at(photo, one.long() * 4, one.long() * 30, 16),
+        "cut out": augment.resized_crop(photo, one * 8, one * 16, one * 72, one * 80, (128, 128)),
+        "mirrored": photo.flip(-1),
+        "rotated": operation("Rotate", 25.0),
+        "sheared": operation("ShearX", 0.3),
+        "brighter": operation("Brightness", 0.5),
+        "solarised": operation("Solarize", 130.0),
+        "posterised": operation("Posterize", 2.0),
+        "erased": (erased * 0.25 + 0.5) * 255,
+        "mixup": 0.6 * photo + 0.4 * flower,
+        "CutMix": cut[:1],
+    }
+    figure, axes = canvas(8, 3.2)
+    for i, (name, image) in enumerate(changed.items()):
+        x, y = 1.5 + 13.1 * (i % 6), 18.4 - 15.2 * (i // 6)
+        show(axes, image[0].round().clamp(0, 255).to(torch.uint8), x, y, 11.6, 11.6)
+        axes.text(x + 5.8, y - 1.6, name, ha="center", va="center", fontsize=11)
+    axes.set(xlim=(0, 80), ylim=(0, 32), aspect="equal")
+    save(figure, "07-build.png")
+
+
 def main() -> None:
     STATIC.mkdir(exist_ok=True)
     svg("icon.svg", 64, 64, "Sixteen coloured tiles", icon())
@@ -406,6 +447,7 @@ def main() -> None:
     encoder()
     initialisation()
     whole_model()
+    training()
 
 
 if __name__ == "__main__":

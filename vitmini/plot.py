@@ -205,11 +205,12 @@ def lines(
     xlabel: str,
     ylabel: str,
     log: bool | str = False,
+    limits: tuple[float, float] | None = None,
 ) -> Figure:
     """Plot several curves with a legend. Chapter: 2.
 
-    `log` makes both axes logarithmic, "y" only the vertical one. A curve that ends because its
-    values are no numbers any more ends in a cross.
+    `log` makes both axes logarithmic, "y" only the vertical one; `limits` are those of the
+    vertical axis. A curve that ends because its values are no numbers any more ends in a cross.
     """
     figure, [[axes]] = _new(1, 1, (5.8, 3.0))
     marks = ("o-", "s--", "^-.", "v:", "D-", "P--")
@@ -231,7 +232,7 @@ def lines(
             axes.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("")
-    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=limits)
     if len(series) > 1:
         axes.legend(loc="best", fontsize=10)
     return figure

@@ -762,7 +762,7 @@ def test_images_are_changed_in_deits_order(digits, monkeypatch):
     order = []
     module = sys.modules["vitmini.train"]
     names = ["random_affine", "random_resized_crop", "random_crop", "random_flip", "rand_augment"]
-    names += ["trivial_augment", "color_jitter", "random_erasing", "mix"]
+    names += ["trivial_augment", "auto_augment", "color_jitter", "random_erasing", "mix"]
     for name in names:
         real = getattr(module, name)
 
@@ -771,16 +771,18 @@ def test_images_are_changed_in_deits_order(digits, monkeypatch):
             return real(*a, **k)
 
         monkeypatch.setattr(module, name, wrapped)
-    config = dataclasses.replace(
-        SHORT, degrees=5.0, resized_crop=0.5, crop=1, flip=True, rand_ops=2, trivial=True
-    )
+    config = dataclasses.replace(SHORT, degrees=5.0, resized_crop=0.5, crop=1, flip=True)
     config = dataclasses.replace(config, jitter=0.3, erasing=0.2, mixup=0.8, label_smoothing=0.1)
     ids, generator = torch.arange(16), torch.Generator().manual_seed(0)
-    images, targets = prepare_batch(digits, ids, config, generator)
-    assert order == names
-    assert images.shape == (16, 1, 8, 8) and targets.shape == (16, 10)
-    assert torch.allclose(targets.sum(1), torch.ones(16)) and images.isfinite().all()
-    order.clear()
+    policies = {"rand_augment": {"rand_ops": 2}, "trivial_augment": {"trivial": True}}
+    policies["auto_augment"] = {"auto": True}
+    for policy, more in policies.items():
+        chosen = dataclasses.replace(config, **more)
+        images, targets = prepare_batch(digits, ids, chosen, generator)
+        assert order == [n for n in names if n == policy or n not in policies]
+        assert images.shape == (16, 1, 8, 8) and targets.shape == (16, 10)
+        assert torch.allclose(targets.sum(1), torch.ones(16)) and images.isfinite().all()
+        order.clear()
     images, labels = prepare_batch(digits, ids, SHORT, generator)
     assert order == [] and torch.equal(labels, digits.train_labels[:16])
     assert torch.equal(images, digits.normalize(digits.train_images[:16]))
@@ -802,6 +804,7 @@ def test_images_are_changed_in_deits_order(digits, monkeypatch):
         ("rand_magnitude", 31),
         ("mixup", -0.1),
         ("trivial", 1),
+        ("auto", "yes"),
         ("compile", "yes"),
         ("model", "vit_giant"),
         ("model_options", {"width": 3}),
@@ -814,3 +817,16 @@ def test_settings_that_make_no_sense_are_refused_at_once(field, value):
     words = {"model": "name must be", "model_options": "width|num_heads|dim|data"}.get(field, field)
     with pytest.raises(ValueError, match=words):
         vm.TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"rand_ops": 1, "trivial": True}, "rand_ops and trivial must not"),
+        ({"trivial": True, "auto": True}, "trivial and auto must not"),
+        ({"rand_ops": 2, "auto": True}, "rand_ops and auto must not"),
+    ],
+)
+def test_two_policies_of_augmentation_are_refused(more, words):
+    with pytest.raises(ValueError, match=words):
+        vm.TrainConfig(**more)

@@ -37,9 +37,9 @@ def random_affine(
 ) -> Tensor:
     """Rotate, shift, scale and shear each image by its own random amounts; fill with zeros.
 
-    Shapes: `images` float (B, C, H, W) -> the same. Each amount is uniform between minus and plus
-        its bound: `degrees` of rotation, `translate` as a share of the image's side, `scale` as a
-        relative change (0.1 is 0.9 to 1.1), `shear` in degrees.
+    Shapes: `images` uint8 or float (B, C, H, W) -> float32 of the same shape. Each amount is
+        uniform between minus and plus its bound: `degrees` of rotation, `translate` as a share of
+        the image's side, `scale` as a relative change (0.1 is 0.9 to 1.1), `shear` in degrees.
     Raises: `ValueError` when a bound is negative, or `scale` is not below 1.
     Source: Simard, Steinkraus & Platt 2003, section 2 (affine distortions of digits).
     Chapter: 7
@@ -60,7 +60,12 @@ def random_affine(
     row_y = torch.stack([sin * W / H / zoom_x, (skew * sin + cos) / zoom_y, u[5] * 2 * translate])
     theta = torch.stack([row_x, row_y]).permute(2, 0, 1)  # (B, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
+    return _sample(images, grid)
+
+
+def _sample(images: Tensor, grid: Tensor, mode: str = "bilinear") -> Tensor:
+    """Look up each output pixel at its place in `grid`, in float32 whatever the images are."""
+    return F.grid_sample(images.to(grid.dtype), grid, mode=mode, align_corners=False)
 
 
 def random_crop(
@@ -70,7 +75,8 @@ def random_crop(
 
     Shapes: `images` (B, C, H, W) -> the same; `padding` in pixels. `mode` is "constant" (zeros)
         or "reflect".
-    Raises: `ValueError` when `padding` is negative, or `mode` is another one.
+    Raises: `ValueError` when `padding` is negative, `mode` is another one, or there are fewer
+        pixels than "reflect" has to mirror.
     Source: torchvision's `RandomCrop(size, padding)`; He et al. 2016, section 4.2.
     Chapter: 7
     """
@@ -78,6 +84,11 @@ def random_crop(
         raise ValueError(f"padding must not be negative, got {padding}")
     if mode not in ("constant", "reflect"):
         raise ValueError(f"mode must be constant or reflect, got {mode!r}")
+    if mode == "reflect" and padding >= min(images.shape[2:]):
+        raise ValueError(
+            f"padding must be below both sides of the image to reflect, got {padding} for "
+            f"{tuple(images.shape[2:])}"
+        )
     B = len(images)
     corners = torch.randint(2 * padding + 1, (2, B), generator=generator, device=images.device)
     return crop_at(images, corners[0], corners[1], padding, mode)
@@ -106,9 +117,9 @@ def random_resized_crop(
 ) -> Tensor:
     """Cut a random rectangle out of each image and resize it, bilinear.
 
-    Shapes: `images` float (B, C, H, W) -> the same, or (B, C, rows, columns) of `size`. `scale`
-        is the share of the area, `ratio` width over height, drawn evenly in its logarithm. A
-        rectangle that is larger than the image is cut down to it.
+    Shapes: `images` uint8 or float (B, C, H, W) -> float32 of the same shape, or of (B, C, rows,
+        columns) with `size`. `scale` is the share of the area, `ratio` width over height, drawn
+        evenly in its logarithm. A rectangle that is larger than the image is cut down to it.
     Raises: `ValueError` when a range is empty or not positive.
     Source: torchvision's `RandomResizedCrop`; Szegedy et al. 2015, section 6.
     Chapter: 7
@@ -144,10 +155,10 @@ def resized_crop(
 
     y, x = sample(top, height, size[0], H), sample(left, width, size[1], W)
     grid = torch.stack([x[:, None].expand(-1, size[0], -1), y[..., None].expand(-1, -1, size[1])])
-    return F.grid_sample(images, grid.permute(1, 2, 3, 0), align_corners=False)
+    return _sample(images, grid.permute(1, 2, 3, 0))
 
 
-# RandAugment and TrivialAugment -------------------------------------------------------------
+# RandAugment, TrivialAugment and AutoAugment ----------------------------------------------
 
 OPERATIONS = (
     "Identity",
@@ -164,7 +175,9 @@ OPERATIONS = (
     "Solarize",
     "AutoContrast",
     "Equalize",
+    "Invert",
 )
+_COMMON = 14  # RandAugment and TrivialAugment draw from all but Invert, which is AutoAugment's
 _SIGNED = range(1, 10)  # ShearX to Sharpness go both ways
 
 
@@ -189,11 +202,11 @@ def rand_augment(
         raise ValueError(f"magnitude must be from 0 to 30, got {magnitude}")
     B, _, H, W = images.shape
     share = magnitude / 30
-    ranges = _ranges(150 / 331 * W, 150 / 331 * H, 0.3, 30.0, 0.9, 4)
+    ranges = _learned_ranges(H, W)
     strengths = torch.tensor([_strength(r, share) for r in ranges], device=images.device)
     images = images.float()
     for _ in range(num_ops):
-        ops = torch.randint(len(OPERATIONS), (B,), generator=generator, device=images.device)
+        ops = torch.randint(_COMMON, (B,), generator=generator, device=images.device)
         images = apply_operations(images, ops, _signed(strengths[ops], ops, generator), bilinear)
     return images
 
@@ -208,11 +221,81 @@ def trivial_augment(images: Tensor, bilinear: bool = False, generator: Generator
     """
     B = len(images)
     table = _trivial_table()
-    ops = torch.randint(len(OPERATIONS), (B,), generator=generator, device=images.device)
+    ops = torch.randint(_COMMON, (B,), generator=generator, device=images.device)
     bins = torch.randint(31, (B,), generator=generator, device=images.device)
     strengths = table.to(images.device)[ops, bins]
     signed = _signed(strengths, ops, generator)
     return apply_operations(images.float(), ops, signed, bilinear)
+
+
+# AutoAugment's policy for CIFAR-10: two operations, each with its probability and its strength in
+# ten steps. Operations that have no strength carry a 0.
+_POLICY = (
+    (("Invert", 0.1, 0), ("Contrast", 0.2, 6)),
+    (("Rotate", 0.7, 2), ("TranslateX", 0.3, 9)),
+    (("Sharpness", 0.8, 1), ("Sharpness", 0.9, 3)),
+    (("ShearY", 0.5, 8), ("TranslateY", 0.7, 9)),
+    (("AutoContrast", 0.5, 0), ("Equalize", 0.9, 0)),
+    (("ShearY", 0.2, 7), ("Posterize", 0.3, 7)),
+    (("Color", 0.4, 3), ("Brightness", 0.6, 7)),
+    (("Sharpness", 0.3, 9), ("Brightness", 0.7, 9)),
+    (("Equalize", 0.6, 0), ("Equalize", 0.5, 0)),
+    (("Contrast", 0.6, 7), ("Sharpness", 0.6, 5)),
+    (("Color", 0.7, 7), ("TranslateX", 0.5, 8)),
+    (("Equalize", 0.3, 0), ("AutoContrast", 0.4, 0)),
+    (("TranslateY", 0.4, 3), ("Sharpness", 0.2, 6)),
+    (("Brightness", 0.9, 6), ("Color", 0.2, 8)),
+    (("Solarize", 0.5, 2), ("Invert", 0.0, 0)),
+    (("Equalize", 0.2, 0), ("AutoContrast", 0.6, 0)),
+    (("Equalize", 0.2, 0), ("Equalize", 0.6, 0)),
+    (("Color", 0.9, 9), ("Equalize", 0.6, 0)),
+    (("AutoContrast", 0.8, 0), ("Solarize", 0.2, 8)),
+    (("Brightness", 0.1, 3), ("Color", 0.7, 0)),
+    (("Solarize", 0.4, 5), ("AutoContrast", 0.9, 0)),
+    (("TranslateY", 0.9, 9), ("TranslateY", 0.7, 9)),
+    (("AutoContrast", 0.9, 0), ("Solarize", 0.8, 3)),
+    (("Equalize", 0.8, 0), ("Invert", 0.1, 0)),
+    (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, 0)),
+)
+
+
+def auto_augment(images: Tensor, bilinear: bool = False, generator: Generator = None) -> Tensor:
+    """Do one of the 25 pairs of operations that were found for CIFAR-10 to each image.
+
+    Which pair, whether each of its two operations is done, and which way it goes are drawn for
+    each image anew.
+
+    Shapes: `images` (B, 1 or 3, H, W) with values from 0 to 255, uint8 or float; returns float
+        with whole values. What comes in from outside is black.
+    Source: Cubuk et al. 2019, Table 7; the ranges are those of torchvision's `AutoAugment`.
+    Chapter: 7
+    """
+    B, _, H, W = images.shape
+    device = images.device
+    ops, probabilities, strengths = (t.to(device) for t in _policy_table(H, W))  # each (25, 2)
+    pair = torch.randint(len(_POLICY), (B,), generator=generator, device=device)
+    u = torch.rand(B, 2, generator=generator, device=device)
+    ops = torch.where(u < probabilities[pair], ops[pair], 0)  # 0 is Identity
+    images = images.float()
+    for i in range(2):
+        signed = _signed(strengths[pair, i], ops[:, i], generator)
+        images = apply_operations(images, ops[:, i], signed, bilinear)
+    return images
+
+
+@functools.cache
+def _policy_table(H: int, W: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Operations, probabilities and strengths of `_POLICY` for images of one size."""
+    ranges = dict(zip(OPERATIONS, _learned_ranges(H, W), strict=True))
+    ops = [[OPERATIONS.index(name) for name, _, _ in pair] for pair in _POLICY]
+    probabilities = [[p for _, p, _ in pair] for pair in _POLICY]
+    strengths = [[_strength(ranges[name], step / 9) for name, _, step in pair] for pair in _POLICY]
+    return torch.tensor(ops), torch.tensor(probabilities), torch.tensor(strengths)
+
+
+def _learned_ranges(H: int, W: int) -> list[tuple[float, float]]:
+    """AutoAugment's, which RandAugment took over: shifts go with the size of the image."""
+    return _ranges(150 / 331 * W, 150 / 331 * H, 0.3, 30.0, 0.9, 4)
 
 
 @functools.cache
@@ -228,7 +311,7 @@ def _ranges(
     """What the strengths 0 and 30 mean for each of `OPERATIONS`."""
     none, blend = (0.0, 0.0), (0.0, color)
     moves = [(0.0, shear)] * 2 + [(0.0, right), (0.0, down), (0.0, degrees)]
-    return [none, *moves, *[blend] * 4, (8.0, 8.0 - bits), (255.0, 0.0), none, none]
+    return [none, *moves, *[blend] * 4, (8.0, 8.0 - bits), (255.0, 0.0), *[none] * 3]
 
 
 def _strength(span: tuple[float, float], share: float) -> float:
@@ -268,7 +351,8 @@ def apply_operations(
     above = images >= strengths.view(-1, 1, 1, 1)
     chosen = torch.where(_is(ops, 11, 11) & above, 255 - images, chosen)
     chosen = torch.where(_is(ops, 12, 12), _autocontrast(images), chosen)
-    return torch.where(_is(ops, 13, 13), _equalize(images), chosen)
+    chosen = torch.where(_is(ops, 13, 13), _equalize(images), chosen)
+    return torch.where(_is(ops, 14, 14), 255 - images, chosen)
 
 
 def _is(ops: Tensor, first: int, last: int) -> Tensor:
@@ -295,7 +379,7 @@ def _move(images: Tensor, ops: Tensor, strengths: Tensor, bilinear: bool) -> Ten
     at_y = (row_y.T @ points) * (2 / H)
     grid = torch.stack([at_x, at_y], dim=-1).view(B, H, W, 2)
     mode = "bilinear" if bilinear else "nearest"
-    moved = F.grid_sample(images, grid, mode=mode, align_corners=False)
+    moved = _sample(images, grid, mode)
     return moved.round() if bilinear else moved
 
 
@@ -408,10 +492,13 @@ def random_erasing(
 
     Shapes: `images` float (B, C, H, W), normalised -> the same. `scale` is the rectangle's share
         of the area, `ratio` its height over its width, drawn evenly in its logarithm.
-    Raises: `ValueError` when `probability` is not in [0, 1], or a range is empty or not positive.
+    Raises: `ValueError` when `images` are not float, `probability` is not in [0, 1], or a range is
+        empty or not positive.
     Source: Zhong et al. 2020; timm's and DeiT's "pixel" mode is `noise=True`.
     Chapter: 7
     """
+    if not images.is_floating_point():
+        raise ValueError(f"images must be float and normalised, got {images.dtype}")
     if not 0 <= probability <= 1:
         raise ValueError(f"probability must be in [0, 1], got {probability}")
     for name, (low, high) in (("scale", scale), ("ratio", ratio)):

@@ -43,7 +43,8 @@ class TrainConfig:
     The images: `degrees`, `translate`, `scale` and `shear` bound `random_affine`; `crop` pads by so
     many pixels and crops; `resized_crop` is the smallest share of the area that is cut out (0:
     none); `flip` mirrors half of the images; `rand_ops` and `rand_magnitude` set RandAugment,
-    `trivial` switches TrivialAugment on; `jitter` changes colours, `erasing` is a probability.
+    `trivial` switches TrivialAugment on, `auto` AutoAugment (one of the three at most); `jitter`
+    changes colours, `erasing` is a probability.
     `repeats` shows each image so often in a row, in an epoch of the same length.
     The labels: `label_smoothing`; `mixup` and `cutmix` are the alphas of `mix`, `switch` the
     probability of CutMix where both are on.
@@ -78,6 +79,7 @@ class TrainConfig:
     rand_ops: int = 0
     rand_magnitude: int = 9
     trivial: bool = False
+    auto: bool = False
     jitter: float = 0.0
     erasing: float = 0.0
     repeats: int = 1
@@ -111,9 +113,14 @@ class TrainConfig:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")
         if not 0 <= self.rand_magnitude <= 30:
             raise ValueError(f"rand_magnitude must be from 0 to 30, got {self.rand_magnitude!r}")
-        for name in ("flip", "trivial", "compile"):
+        for name in ("flip", "trivial", "auto", "compile"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        policies = [name for name in ("rand_ops", "trivial", "auto") if getattr(self, name)]
+        if len(policies) > 1:
+            raise ValueError(
+                f"{' and '.join(policies)} must not be on together: each is a policy of its own"
+            )
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitmini.augment import (
+    auto_augment,
     color_jitter,
     mix,
     rand_augment,
@@ -194,7 +195,8 @@ def prepare_batch(
 ) -> tuple[Tensor, Tensor]:
     """Take images off the whole set and change them as `config` says, on their device.
 
-    In DeiT's order: geometry, flip, RandAugment, colours, normalisation, erasing, mixing.
+    In DeiT's order: geometry, flip, RandAugment or another policy, colours, normalisation,
+    erasing, mixing.
 
     Shapes: `ids` (B,) -> images float (B, C, H, W), normalised; labels (B,), or targets (B, K)
         after mixing.
@@ -210,12 +212,14 @@ def prepare_batch(
         images = random_crop(images, c.crop, generator=generator)
     if c.flip:
         images = random_flip(images, generator)
-    if c.rand_ops or c.trivial:
+    if c.rand_ops or c.trivial or c.auto:
         images = images.round().clamp(0, 255)
     if c.rand_ops:
         images = rand_augment(images, c.rand_ops, c.rand_magnitude, generator=generator)
     if c.trivial:
         images = trivial_augment(images, generator=generator)
+    if c.auto:
+        images = auto_augment(images, generator=generator)
     if c.jitter:
         images = color_jitter(images, c.jitter, c.jitter, c.jitter, generator)
     images = data.normalize(images)

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vitmini import augment
 from vitmini.patches import as_pair, patch_grid, patchify, unpatchify
 
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
@@ -57,7 +58,10 @@ def _picture(axes: Axes, image: Tensor) -> None:
     pixels = image.detach().cpu()
     if pixels.shape[0] == 1:
         axes.imshow(
-            pixels[0], cmap="gray_r", vmin=0, vmax=255 if not pixels.is_floating_point() else 1
+            pixels[0].numpy(),
+            cmap="gray_r",
+            vmin=0,
+            vmax=255 if not pixels.is_floating_point() else 1,
         )
     else:
         axes.imshow(pixels.permute(1, 2, 0).numpy())
@@ -506,4 +510,129 @@ def matrices(
             top = limit or matrix.abs().max().item()
             axes.imshow(matrix, cmap="PuOr", vmin=-top, vmax=top)
             axes.set_title(titles[i], fontsize=10)
+    return figure
+
+
+# How strong each operation of `augment.OPERATIONS` is drawn, and in which unit; "px" is a share of
+# the image's side. Those without a strength share a row.
+_STRENGTHS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "ShearX": ("", (-0.3, -0.1, 0.1, 0.3)),
+    "ShearY": ("", (-0.3, -0.1, 0.1, 0.3)),
+    "TranslateX": (" px", (-0.4, -0.2, 0.2, 0.4)),
+    "TranslateY": (" px", (-0.4, -0.2, 0.2, 0.4)),
+    "Rotate": ("°", (-30, -10, 10, 30)),
+    "Brightness": ("", (-0.9, -0.4, 0.4, 0.9)),
+    "Color": ("", (-0.9, -0.4, 0.4, 0.9)),
+    "Contrast": ("", (-0.9, -0.4, 0.4, 0.9)),
+    "Sharpness": ("", (-0.9, -0.4, 0.4, 0.9)),
+    "Posterize": (" bits", (7, 5, 3, 1)),
+    "Solarize": ("", (224, 160, 96, 32)),
+}
+
+
+def augmentations(
+    image: Tensor, partner: Tensor | None = None, draws: int = 4, seed: int = 0
+) -> Figure:
+    """Draw what each augmentation of the library makes of one image, a row a kind. Chapter: 7.
+
+    Shapes: `image` uint8 (C, H, W); `partner`, of the same shape, is what mixup and CutMix mix in
+        (default: the image upside down). Each row shows `draws` random results. Some 48 pixels a
+        side are enough to see, and keep the figure small in a notebook.
+    Raises: `ValueError` when `image` is not uint8 (C, H, W), `partner` has another shape, or
+        there are fewer than 2 `draws`.
+    """
+    _check_picture(image)
+    partner = image.flip(1) if partner is None else partner
+    if partner.shape != image.shape or partner.dtype != torch.uint8:
+        raise ValueError(f"partner must be uint8 of shape {tuple(image.shape)} as image is")
+    if draws < 2:
+        raise ValueError(f"draws must be at least 2, got {draws}")
+    g = torch.Generator(image.device).manual_seed(seed)
+    batch = image[None].expand(draws, -1, -1, -1)
+    pair, labels = torch.stack([image, partner]).float(), torch.arange(2, device=image.device)
+
+    def mix(**alphas: float) -> Tensor:
+        mixed = [
+            augment.mix(pair, labels, 2, **alphas, generator=g).images[0] for _ in range(draws)
+        ]
+        return torch.stack(mixed)
+
+    normal = (batch.float() - 128) / 64  # what erasing overwrites with noise of deviation 1
+    rows = {
+        "crop": augment.random_crop(batch, min(image.shape[1:]) // 8, generator=g),
+        "resized crop": augment.random_resized_crop(batch, scale=(0.2, 1.0), generator=g),
+        "flip": augment.random_flip(batch, g),
+        "affine": augment.random_affine(batch, 15, 0.1, 0.15, 15, g),
+        "RandAugment": augment.rand_augment(batch, generator=g),
+        "TrivialAugment": augment.trivial_augment(batch, generator=g),
+        "AutoAugment": augment.auto_augment(batch, generator=g),
+        "colour jitter": augment.color_jitter(batch, 0.4, 0.4, 0.4, g),
+        "erasing": augment.random_erasing(normal, 1.0, generator=g) * 64 + 128,
+        "mixup": mix(mixup=0.8, cutmix=0.0),
+        "CutMix": mix(mixup=0.0, cutmix=1.0),
+    }
+    table = {"image, partner": [image, partner]}
+    table |= {name: list(_bytes(pictures)) for name, pictures in rows.items()}
+    return _picture_table(table, draws)
+
+
+def operations(image: Tensor) -> Figure:
+    """Draw the operations of RandAugment and its kin at a few strengths. Chapter: 7.
+
+    Shapes: `image` uint8 (C, H, W), some 48 pixels a side. Above each picture stands its
+        strength, in the units of `augment.apply_operations`.
+    Raises: `ValueError` when `image` is not uint8 (C, H, W).
+    """
+    _check_picture(image)
+    sides = {"TranslateX": image.shape[2], "TranslateY": image.shape[1]}
+    fixed = [name for name in augment.OPERATIONS if name not in _STRENGTHS]
+    table = {"no strength": _operated(image, fixed, [0.0] * len(fixed))}
+    titles = {"no strength": fixed}
+    for name, (unit, strengths) in _STRENGTHS.items():
+        values = [int(s * sides[name]) if name in sides else s for s in strengths]
+        table[name] = _operated(image, [name] * len(values), values)
+        titles[name] = [f"{value:g}{unit}".replace("-", "−") for value in values]
+    return _picture_table(table, 4, titles)
+
+
+def _operated(image: Tensor, names: Sequence[str], strengths: Sequence[float]) -> list[Tensor]:
+    ops = torch.tensor([augment.OPERATIONS.index(name) for name in names], device=image.device)
+    values = torch.tensor(strengths, dtype=torch.float32, device=image.device)
+    batch = image[None].expand(len(ops), -1, -1, -1).float()
+    return list(_bytes(augment.apply_operations(batch, ops, values)))
+
+
+def _check_picture(image: Tensor) -> None:
+    if image.ndim != 3 or image.shape[0] not in (1, 3) or image.dtype != torch.uint8:
+        raise ValueError(
+            f"image must be uint8 of shape (1 or 3, H, W), got {image.dtype} {tuple(image.shape)}"
+        )
+
+
+def _bytes(images: Tensor) -> Tensor:
+    return images.round().clamp(0, 255).to(torch.uint8)
+
+
+def _picture_table(
+    table: Mapping[str, Sequence[Tensor]],
+    columns: int,
+    titles: Mapping[str, Sequence[str]] | None = None,
+) -> Figure:
+    """Draw rows of pictures with their names on the left; `titles` stand above pictures."""
+    titles = titles or {}
+    _, H, W = next(iter(table.values()))[0].shape
+    heights = [0.82 * H / W + (0.2 if name in titles else 0.02) for name in table]
+    size = (1.35 + 0.86 * columns, sum(heights))
+    figure, grid = _new(len(table), columns, size, height_ratios=heights)
+    for row, (name, pictures) in zip(grid, table.items(), strict=True):
+        for axes in row:
+            axes.set_axis_off()
+        for axes, picture in zip(row, pictures, strict=False):
+            _picture(axes, picture)
+            axes.images[0].set_interpolation("nearest")  # a quarter of the bytes of a smooth one
+        for axes, title in zip(row, titles.get(name, ()), strict=False):
+            axes.set_title(title, fontsize=10, pad=2)
+        label = {"ha": "right", "va": "center", "fontsize": 11, "transform": row[0].transAxes}
+        row[0].text(-0.1, 0.5, name, **label)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.0, hspace=0.0)
     return figure

@@ -1,0 +1,111 @@
+"""Figures that compute what they show: the augmentations, the operations, the learning curve."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import pytest
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.autoaugment import _apply_op
+
+import vitmini as vm
+from vitmini.augment import OPERATIONS
+
+CAT, FLOWER = vm.load_photo("cat", 48), vm.load_photo("flower", 48)
+
+
+def rows(figure):
+    """The pictures of each row (H, W, 3), under the name on its left."""
+    found = {}
+    for axes in figure.axes:
+        if axes.texts:
+            pictures = found.setdefault(axes.texts[0].get_text(), [])
+        if axes.images:
+            pictures.append(torch.tensor(axes.images[0].get_array()))
+    return found
+
+
+def titles(figure):
+    return [axes.get_title() for axes in figure.axes if axes.get_title()]
+
+
+def test_every_augmentation_is_drawn_and_changes_the_image():
+    found = rows(vm.plot.augmentations(CAT, FLOWER))
+    names = ["image, partner", "crop", "resized crop", "flip", "affine", "RandAugment"]
+    names += ["TrivialAugment", "AutoAugment", "colour jitter", "erasing", "mixup", "CutMix"]
+    assert list(found) == names
+    image, partner = found.pop("image, partner")
+    assert torch.equal(image, CAT.permute(1, 2, 0)) and torch.equal(
+        partner, FLOWER.permute(1, 2, 0)
+    )
+    for name, pictures in found.items():
+        assert len(pictures) == 4
+        assert any(not torch.equal(picture, image) for picture in pictures), name
+        assert len({picture.numpy().tobytes() for picture in pictures}) > 1, name
+    from_partner = (found["CutMix"][1] == partner).all(-1)
+    from_image = (found["CutMix"][1] == image).all(-1)
+    assert (from_image | from_partner).all() and from_image.any()
+    assert all(torch.equal(p, image) or torch.equal(p, image.flip(1)) for p in found["flip"])
+
+
+def test_a_seed_draws_the_same_figure_again():
+    first, again, other = (rows(vm.plot.augmentations(CAT, seed=seed)) for seed in (1, 1, 2))
+    assert all(map(torch.equal, first["affine"], again["affine"]))
+    assert not all(map(torch.equal, first["affine"], other["affine"]))
+
+
+def test_every_operation_is_drawn_as_torchvision_does_it():
+    figure = vm.plot.operations(CAT)
+    found = rows(figure)
+    fixed = found.pop("no strength")
+    heads = titles(figure)
+    assert heads[:4] == ["Identity", "AutoContrast", "Equalize", "Invert"]
+    assert set(found) | set(heads[:4]) == set(OPERATIONS)
+    drawn = dict(zip(heads[:4], fixed, strict=True))
+    for name, picture in drawn.items():
+        theirs = _apply_op(CAT, name, 0.0, InterpolationMode.NEAREST, None)
+        assert torch.equal(picture, theirs.permute(1, 2, 0)), name
+    strengths = iter(heads[4:])
+    for name, pictures in found.items():
+        for picture in pictures:
+            strength = float(next(strengths).strip("° pxbits").replace("−", "-"))
+            theirs = _apply_op(CAT, name, strength, InterpolationMode.NEAREST, None)
+            difference = (picture.int() - theirs.permute(1, 2, 0).int()).abs()
+            wrong = (difference > (0 if name in OPERATIONS[1:6] else 1)).float().mean()
+            assert wrong < 0.01, (name, strength)
+
+
+@pytest.mark.parametrize("image", [CAT[:1], CAT[:, :24], torch.zeros(1, 8, 8, dtype=torch.uint8)])
+def test_grey_wide_and_tiny_images_are_drawn(image):
+    assert len(rows(vm.plot.augmentations(image, draws=2))) == 12
+    assert len(rows(vm.plot.operations(image))) == 12
+
+
+def test_the_figures_fit_a_phone_and_a_stored_notebook():
+    from PIL import Image
+
+    for figure in (vm.plot.augmentations(CAT, FLOWER), vm.plot.operations(CAT)):
+        # on a phone's 390 pixels the smallest letters are at least 9 pixels high
+        width = figure.get_figwidth() * 72
+        texts = [t for axes in figure.axes for t in (axes.title, *axes.texts) if t.get_text()]
+        assert min(text.get_fontsize() for text in texts) * 390 / width >= 9
+        file = vm.widgets.figure_bytes(figure, dpi=110)
+        assert 250 < Image.open(io.BytesIO(file)).width < 1000
+        assert len(base64.b64encode(file)) < 600_000
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: vm.plot.augmentations(CAT.float()), "image must be uint8"),
+        (lambda: vm.plot.augmentations(CAT[None]), "image must be uint8"),
+        (lambda: vm.plot.operations(CAT[:2]), "image must be uint8"),
+        (lambda: vm.plot.augmentations(CAT, FLOWER[:, :24]), "partner must be uint8 of shape"),
+        (lambda: vm.plot.augmentations(CAT, draws=1), "draws must be at least 2"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_named(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

@@ -6,12 +6,15 @@ Chapter: 7.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import io
 import json
 import math
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +48,8 @@ _DAMAGE = (
 def check_run(out: str | Path, config: TrainConfig, resume: bool = False) -> Path:
     """Refuse a folder that a run must not be written to, before any data is read.
 
-    Raises: `ValueError` when `out` is a file, holds a run already (without `resume`), or holds
-        the run of another configuration (with it).
+    Raises: `ValueError` when `out` is a file, holds a run already (without `resume`), holds the
+        run of another configuration (with it), or is being written to by another process.
     Chapter: 7
     """
     folder = Path(out)
@@ -65,7 +68,48 @@ def check_run(out: str | Path, config: TrainConfig, resume: bool = False) -> Pat
         raise ValueError(
             f"{folder} holds another run: its {k} is {theirs.get(k)!r}, not {ours.get(k)!r}"
         )
-    return folder
+    with lock_run(folder):  # is it free?
+        return folder
+
+
+@contextmanager
+def lock_run(folder: Path) -> Iterator[None]:
+    """Make a run's folder, and let nobody else write a run there while the block lasts.
+
+    The lock is the system's, on the folder itself: it ends with the process, also with `kill -9`,
+    and leaves no file behind. Where the system or the drive has no such locks, there is none.
+
+    Raises: `ValueError` when another process has the lock.
+    Chapter: 7
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = _lock(folder)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(folder: Path) -> int | None:
+    try:
+        import fcntl
+
+        descriptor = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # Windows
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(
+            f"{folder} is being written to by another run: let that one end, or choose another "
+            "folder"
+        ) from None
+    except OSError:  # a network drive without locks
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def data_digest(data: ImageData) -> str:
@@ -99,7 +143,7 @@ def open_run(
     description = json.loads(json.dumps(description))  # as it reads back: tuples become lists
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "config.json", json.dumps(description, indent=2) + "\n")
+        write_whole(folder / "config.json", json.dumps(description, indent=2) + "\n")
         return []
     theirs = _read_config(folder)
     for part in ("model", "data"):
@@ -135,21 +179,21 @@ def _check_history(history: Any, epochs: int) -> list[dict[str, float]]:
 
 
 def _write_metrics(folder: Path, history: list[dict[str, float]]) -> None:
-    _write(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in history))
+    write_whole(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in history))
 
 
 def save_epoch(folder: Path, trainer: Trainer, history: list[dict[str, float]]) -> None:
     """Write `checkpoint.pt`, then `metrics.jsonl`, each whole or not at all. Chapter: 7."""
     buffer = io.BytesIO()
     torch.save({**trainer.state_dict(), "history": history}, buffer)
-    _write(folder / "checkpoint.pt", buffer.getvalue())
+    write_whole(folder / "checkpoint.pt", buffer.getvalue())
     _write_metrics(folder, history)
 
 
 def save_weights(folder: Path, model: nn.Module) -> None:
     """Write `model.safetensors`: the end of a run. Chapter: 7."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    _write(folder / "model.safetensors", save_safetensors(state))
+    write_whole(folder / "model.safetensors", save_safetensors(state))
 
 
 def load_run(folder: str | Path) -> tuple[ViT, dict[str, Any]]:
@@ -227,11 +271,30 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _write(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all, also when the machine stops half-way."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all, also when the machine stops half-way.
+
+    Raises: `OSError` when the folder cannot be written to, or not any more.
+    Chapter: 7
+    """
     temporary = path.with_name(f".{path.name}.part")
-    with open(temporary, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            _sync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(
+            f"cannot write {path} ({error.strerror or error}): is the disk full, or the drive "
+            "gone? What was written before is whole: resume when the folder is back"
+        ) from None
+
+
+def _sync(descriptor: int) -> None:
+    """Have the file on the disk; some network drives cannot say when it is, and are believed."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise

@@ -30,7 +30,7 @@ from vitmini.data import ImageData
 from vitmini.model import ViT, create_model
 from vitmini.optim import Trainer, build_trainer, learning_rate_at
 from vitmini.recipes import TrainConfig
-from vitmini.runs import check_run, open_run, save_epoch, save_weights
+from vitmini.runs import check_run, lock_run, open_run, save_epoch, save_weights
 
 
 def train(
@@ -60,11 +60,25 @@ def train(
     """
     if model.config.distilled:
         raise ValueError("model must have one head: distilled=True needs a teacher to learn from")
+    if out is None:
+        return _train(model, data, config, None, on_epoch)
+    folder = check_run(out, config, resume)
+    with lock_run(folder):
+        return _train(model, data, config, folder, on_epoch)
+
+
+def _train(
+    model: ViT,
+    data: ImageData,
+    config: TrainConfig,
+    folder: Path | None,
+    on_epoch: Callable[[dict[str, float]], None] | None,
+) -> list[dict[str, float]]:
+    """What `train` does once the folder is its own."""
     device = next(model.parameters()).device
     trainer = build_trainer(model, config)
     history: list[dict[str, float]] = []
-    if out is not None:
-        folder = check_run(out, config, resume)
+    if folder is not None:
         history = open_run(folder, config, model.config, data, trainer)
     data = data.to(device)
     train_ids, val_ids = split_validation(len(data.train_labels), config)
@@ -87,13 +101,13 @@ def train(
                 test = _measure(trainer.evaluated, data, images, labels)
                 record |= {"test_accuracy": test["accuracy"], "test_loss": test["loss"]}
         history.append(record)
-        if out is not None:
+        if folder is not None:
             save_epoch(folder, trainer, history)
         if on_epoch is not None:
             on_epoch(record)
     if trainer.average is not None:
         model.load_state_dict(trainer.evaluated.state_dict())
-    if out is not None:
+    if folder is not None:
         save_weights(folder, model)
     return history
 

@@ -26,6 +26,7 @@ from vitmini.convert import (
 from vitmini.data import ImageData, load_data, load_photo
 from vitmini.encoder import MLP, Block, DropPath, LayerScale, drop_path_rates
 from vitmini.initialisation import init_weights
+from vitmini.live import LiveCurve
 from vitmini.model import ViT, ViTConfig, create_model, get_config, list_models
 from vitmini.optim import choose_precision
 from vitmini.patches import PatchEmbed, patch_grid, patchify, unpatchify
@@ -53,6 +54,7 @@ __all__ = [
     "ImageData",
     "LayerScale",
     "LearnedPositions2D",
+    "LiveCurve",
     "PatchEmbed",
     "Profile",
     "RelativePositionBias",

@@ -14,6 +14,7 @@ from typing import NoReturn
 import torch
 
 from vitmini.data import load_data, normalize, read_image
+from vitmini.live import describe_epoch
 from vitmini.model import get_config
 from vitmini.optim import choose_precision
 from vitmini.profiles import choose_profile, device_name
@@ -135,13 +136,12 @@ def _train(args: argparse.Namespace) -> None:
     with tqdm(total=config.epochs, unit="epoch", disable=not sys.stderr.isatty()) as bar:
 
         def show(record: dict[str, float]) -> None:
-            val = f", validation {record['val_accuracy']:.1%}" if "val_accuracy" in record else ""
+            words = describe_epoch(record)
             if bar.disable:
-                epoch = f"epoch {record['epoch']}/{config.epochs}"
-                print(f"{epoch}: loss {record['train_loss']:.3f}{val}", flush=True)
+                print(f"epoch {record['epoch']}/{config.epochs}: {words}", flush=True)
             else:
                 bar.initial = bar.initial or int(record["epoch"]) - 1
-                bar.set_postfix_str(f"loss {record['train_loss']:.3f}{val}", refresh=False)
+                bar.set_postfix_str(words, refresh=False)
                 bar.update(int(record["epoch"]) - bar.n)
 
         history = train(model, data, config, args.out, args.resume, on_epoch=show)

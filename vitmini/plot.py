@@ -88,14 +88,37 @@ def images(
     return figure
 
 
-def learning_curve(history: Sequence[Mapping[str, float]]) -> Figure:
-    """Plot training loss and validation accuracy against epochs. Chapter: 0."""
-    epochs = [r["epoch"] for r in history]
+def learning_curve(
+    history: Sequence[Mapping[str, float]], epochs: int | None = None, title: str = ""
+) -> Figure:
+    """Plot training loss and validation accuracy against epochs. Chapter: 0.
+
+    `epochs` leaves room for those that are still to come. A record without `val_accuracy` has no
+    point on the right.
+    """
     figure, [[left, right]] = _new(1, 2, (6.4, 2.6))
-    left.plot(epochs, [r["train_loss"] for r in history], color=BLUE)
+    mark = "." if len(history) <= 20 else ""  # one epoch alone makes no line
+    left.plot(
+        [r["epoch"] for r in history],
+        [r["train_loss"] for r in history],
+        color=BLUE,
+        marker=mark,
+    )
     left.set(xlabel="epoch", ylabel="training loss (nats)", ylim=(0, None))
-    right.plot(epochs, [100 * r["val_accuracy"] for r in history], color=ORANGE)
+    validated = [r for r in history if "val_accuracy" in r]
+    right.plot(
+        [r["epoch"] for r in validated],
+        [100 * r["val_accuracy"] for r in validated],
+        color=ORANGE,
+        marker=mark,
+    )
     right.set(xlabel="epoch", ylabel="validation accuracy (%)", ylim=(0, 102))
+    if epochs is not None:
+        for axes in (left, right):
+            axes.set_xlim(0, epochs + 0.5)
+            axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(5, integer=True))
+    if title:
+        figure.suptitle(title, fontsize=11)
     return figure
 
 

@@ -14,7 +14,7 @@ import vitmini as vm
 from vitmini.__main__ import main
 
 HEAVY = ("torchvision", "matplotlib", "sklearn", "scipy", "PIL", "tqdm", "timm", "transformers")
-HEAVY += ("IPython",)
+HEAVY += ("IPython", "google.colab")
 
 
 def test_importing_vitmini_imports_nothing_heavy():
@@ -35,7 +35,7 @@ def test_everything_public_exists_and_is_documented():
 def test_modules_import_only_modules_above_them(path):
     order = ["patches", "positions", "attention", "encoder", "initialisation", "model"]
     order += ["convert", "summary", "data", "augment", "recipes", "live", "optim", "runs"]
-    order += ["train", "pretrained", "benchmark"]
+    order += ["train", "colab", "pretrained", "benchmark"]
     order += ["profiles", "records", "experiments"]
     if path.stem not in order:
         return

@@ -16,6 +16,7 @@ if tuple(int(v) for v in _torch.__version__.split("+")[0].split(".")[:2]) < (2, 
 from vitmini.attention import Attention, attention_by_hand, attention_weights
 from vitmini.augment import random_affine, random_flip
 from vitmini.benchmark import compare_models, measure_time, peak_memory
+from vitmini.colab import offer_download, run_folder
 from vitmini.convert import (
     from_huggingface,
     from_pretrained,
@@ -88,6 +89,7 @@ __all__ = [
     "load_pretrained",
     "load_result",
     "measure_time",
+    "offer_download",
     "patch_grid",
     "patchify",
     "peak_memory",
@@ -96,6 +98,7 @@ __all__ = [
     "random_affine",
     "random_flip",
     "resize_pos_embed",
+    "run_folder",
     "sincos_positions",
     "summary_table",
     "train",

@@ -52,9 +52,10 @@ def train(
 
     Shapes: accuracies in [0, 1]; `lr` is the epoch's last; `seconds` is the epoch's wall time.
     Raises: `ValueError` when the model is distilled, when `out` holds a run already (without
-        `resume`) or another run (with it), or when the checkpoint is damaged;
-        `FloatingPointError` when the loss is not finite; `MemoryError` when the device's memory
-        does not hold a batch, with a size that does.
+        `resume`) or another run (with it) or is being written to by another process, or when the
+        checkpoint is damaged; `FloatingPointError` when the loss is not finite; `MemoryError` when
+        the device's memory does not hold a batch, with a size that does; `OSError` when `out`
+        cannot be written to any more.
     Source: Touvron et al. 2021, section 6 and Table 9.
     Chapter: 7
     """

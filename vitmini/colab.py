@@ -70,7 +70,8 @@ def _refusal(told: str) -> str:
 def offer_download(folder: str | Path) -> Path:
     """Pack a run into a zip beside its folder, whole or not at all; on Colab, download it too.
 
-    Returns: the zip's path. A run that goes on elsewhere: unpack it into `runs` and resume.
+    Unpacked into `runs` on another machine, the run goes on there. Returns the path of the zip.
+
     Raises: `ValueError` when `folder` is no folder or holds nothing.
     Chapter: 7
     """

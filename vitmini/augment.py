@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitmini.data import constants
+
 Generator = torch.Generator | None
 
 
@@ -190,8 +192,8 @@ def rand_augment(
     B, _, H, W = images.shape
     share = magnitude / 30
     ranges = _ranges(150 / 331 * W, 150 / 331 * H, 0.3, 30.0, 0.9, 4)
-    strengths = torch.tensor([_strength(r, share) for r in ranges], device=images.device)
     images = images.float()
+    strengths = constants([_strength(r, share) for r in ranges], images)
     for _ in range(num_ops):
         ops = torch.randint(len(OPERATIONS), (B,), generator=generator, device=images.device)
         images = apply_operations(images, ops, _signed(strengths[ops], ops, generator), bilinear)
@@ -207,19 +209,20 @@ def trivial_augment(images: Tensor, bilinear: bool = False, generator: Generator
     Chapter: 7
     """
     B = len(images)
-    table = _trivial_table()
+    table = _trivial_table(images.device)
     ops = torch.randint(len(OPERATIONS), (B,), generator=generator, device=images.device)
     bins = torch.randint(31, (B,), generator=generator, device=images.device)
-    strengths = table.to(images.device)[ops, bins]
+    strengths = table[ops, bins]
     signed = _signed(strengths, ops, generator)
     return apply_operations(images.float(), ops, signed, bilinear)
 
 
+@torch.compiler.disable  # it would trace the table's making, not take what is there
 @functools.cache
-def _trivial_table() -> Tensor:
+def _trivial_table(device: torch.device) -> Tensor:
     """The strength of each operation (row) in each of the 31 bins."""
     ranges = _ranges(32.0, 32.0, 0.99, 135.0, 0.99, 6)
-    return torch.tensor([[_strength(r, i / 30) for i in range(31)] for r in ranges])
+    return torch.tensor([[_strength(r, i / 30) for i in range(31)] for r in ranges], device=device)
 
 
 def _ranges(
@@ -313,7 +316,7 @@ def _grey(images: Tensor) -> Tensor:
     """Luminance, as whole numbers; of a grey image, itself."""
     if images.shape[1] == 1:
         return images
-    weights = images.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)
+    weights = constants([0.2989, 0.587, 0.114], images).view(1, 3, 1, 1)
     return (images * weights).sum(dim=1, keepdim=True).floor()
 
 
@@ -375,7 +378,7 @@ def color_jitter(
         if bound < 0:
             raise ValueError(f"{name} must not be negative, got {bound}")
     u = torch.rand(3, len(images), generator=generator, device=images.device) * 2 - 1
-    factors = (1 + u * u.new_tensor(list(bounds.values()))[:, None]).clamp(min=0)
+    factors = (1 + u * constants(list(bounds.values()), u)[:, None]).clamp(min=0)
     return adjust_color(images, *factors)
 
 
@@ -389,7 +392,8 @@ def adjust_color(images: Tensor, brightness: Tensor, contrast: Tensor, saturatio
     def grey(image: Tensor) -> Tensor:
         if image.shape[1] == 1:
             return image
-        return (image * image.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, True)
+        weights = constants([0.2989, 0.587, 0.114], image).view(1, 3, 1, 1)
+        return (image * weights).sum(1, True)
 
     images = blend(images, 0.0, brightness)
     images = blend(images, grey(images).mean(dim=(1, 2, 3), keepdim=True), contrast)
@@ -481,7 +485,7 @@ def mix(
     if mixup == 0 and cutmix == 0:
         return Mixed(images, targets, torch.ones((), device=device))
     u = torch.rand(4, generator=generator, device=device)
-    cut = (u[0] < switch) if mixup and cutmix else torch.tensor(cutmix > 0, device=device)
+    cut = (u[0] < switch) if mixup and cutmix else torch.full((), cutmix > 0, device=device)
     shares = [_beta(alpha, generator, device) if alpha else u[1] for alpha in (mixup, cutmix)]
     share = torch.where(cut, shares[1], shares[0])
     H, W = images.shape[2:]
@@ -502,7 +506,7 @@ def one_hot(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
     Source: Szegedy et al. 2016, section 7.
     Chapter: 7
     """
-    hot = F.one_hot(labels, num_classes).float()
+    hot = (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
     return hot * (1 - smoothing) + smoothing / num_classes
 
 

@@ -48,9 +48,11 @@ class TrainConfig:
     The labels: `label_smoothing`; `mixup` and `cutmix` are the alphas of `mix`, `switch` the
     probability of CutMix where both are on.
     The machine: `precision` is "auto", "float32", "bfloat16" or "float16"; `compile` uses
-    `torch.compile` on a CUDA device (and drops an epoch's last batch where it is short, on any);
+    `torch.compile` on a CUDA device, for the model and for the images (and drops an epoch's last
+    batch where it is short, on any);
     `cpu_threads` is how many threads PyTorch may use on a CPU (None: as many as it likes).
     `val_share` is the part of the training images that is held out and never trained on.
+    `save_every` is how many epochs a run that is killed may lose.
     Raises: `ValueError` at construction for a value that makes no sense.
     Source: Touvron et al. 2021, Table 9, for which settings a recipe has.
     Chapter: 7
@@ -88,11 +90,12 @@ class TrainConfig:
     precision: str = "auto"
     compile: bool = False
     val_share: float = 0.1
+    save_every: int = 1
     cpu_threads: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "repeats"):
+        for name in ("epochs", "batch_size", "accumulate", "repeats", "save_every"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive int, got {value!r}")

@@ -113,7 +113,7 @@ def train_epoch(
     Raises: `FloatingPointError` and `MemoryError` as `train` does.
     Chapter: 7
     """
-    prepare = _compiled_prepare() if trainer.compiled else prepare_batch
+    prepare = batch_maker(trainer)
     order = epoch_order(train_ids, config, generator)
     batches = order.split(config.batch_size)
     if config.compile and len(batches) > 1 and len(batches[-1]) < config.batch_size:
@@ -242,10 +242,18 @@ def prepare_batch(
     return mixed.images, mixed.targets
 
 
+def batch_maker(trainer: Trainer) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Give `prepare_batch`, compiled where the model is.
+
+    It has 250 small kernels with RandAugment. PyTorch compiles the stretches between the random
+    draws, which stay as they are, and so do the images.
+    Chapter: 7
+    """
+    return _compiled_prepare() if trainer.compiled else prepare_batch
+
+
 @functools.cache
 def _compiled_prepare() -> Callable[..., tuple[Tensor, Tensor]]:
-    """`prepare_batch` with its 250 small kernels fused to a few: PyTorch compiles the stretches
-    between the random draws. The draws, and so the images, are the same."""
     return torch.compile(prepare_batch, dynamic=False)
 
 

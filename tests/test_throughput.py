@@ -188,7 +188,12 @@ def test_a_timed_run_counts_the_whole_process_and_keeps_its_weights(tmp_path):
     start = time.perf_counter()
     run = speedrun.timed_run("digits", 0, out, "cpu", epochs=2)
     whole = time.perf_counter() - start
-    assert sum(r["seconds"] for r in run["history"]) < run["elapsed"][-1] <= run["seconds"] < whole + 0.01
+    assert (
+        sum(r["seconds"] for r in run["history"])
+        < run["elapsed"][-1]
+        <= run["seconds"]
+        < whole + 0.01
+    )
     assert len(run["elapsed"]) == len(run["history"]) == 2
     assert run["elapsed"] == sorted(run["elapsed"]) and run["elapsed"][0] > 0.5  # Python's start
     assert {p.name for p in out.iterdir()} == {"config.json", "metrics.jsonl", "model.safetensors"}

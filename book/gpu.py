@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import importlib.util
 import os
 import re
@@ -57,18 +58,8 @@ def command(part: str, out: Path | None, force: bool) -> list[str]:
         compiled = "compiled" if part == "correctness-compiled" else "not compiled"
         pytest = [sys.executable, "-m", "pytest", str(ROOT / "tests" / "test_cuda.py")]
         # The course's own settings want packages for notebooks, which are not needed here.
-        return [
-            *pytest,
-            "-q",
-            "-rs",
-            "-c",
-            os.devnull,
-            "-p",
-            "no:cacheprovider",
-            "--noconftest",
-            "-k",
-            compiled,
-        ]
+        bare = ["-c", os.devnull, "-p", "no:cacheprovider", "--noconftest"]
+        return [*pytest, "-q", "-rs", *bare, "-k", compiled]
     if part == "chapters":
         texts = sorted((ROOT / "book" / "chapters").glob("[0-9][0-9]-*.md"))
         gpu = [p.stem for p in texts if re.search(r"^ *gpu: *true", p.read_text("utf-8"), re.M)]
@@ -92,8 +83,20 @@ def missing(part: str) -> list[str]:
     return [name for name in NEEDS[part] if importlib.util.find_spec(name) is None]
 
 
+@functools.cache
+def version() -> str:
+    """Which sources are run: what others did is not done."""
+    if importlib.util.find_spec("torch") is None:
+        return "unknown"
+    sys.path.insert(0, str(ROOT))
+    from vitmini.records import code_version
+
+    return code_version()
+
+
 def is_done(part: str) -> bool:
-    return (WORK / f"{part}.done").exists()
+    path = WORK / f"{part}.done"
+    return path.exists() and path.read_text(encoding="utf-8").startswith(f"{version()}, ")
 
 
 def run(part: str, arguments: list[str], env: Mapping[str, str], limit: float) -> bool:
@@ -134,7 +137,8 @@ def run(part: str, arguments: list[str], env: Mapping[str, str], limit: float) -
         timer.cancel()
     seconds = round(time.perf_counter() - clock)
     if code == 0:
-        (WORK / f"{part}.done").write_text(f"{start}, {seconds} s\n", encoding="utf-8")
+        word = f"{version()}, {start}, {seconds} s\n"
+        (WORK / f"{part}.done").write_text(word, encoding="utf-8")
     failed = "stopped, it goes on when it is called again" if stopped.is_set() else "FAILED"
     print(f"== {part}: {failed if code else 'done'}, {seconds} s", flush=True)
     return code == 0
@@ -154,7 +158,7 @@ def show() -> None:
     for part in PARTS:
         path = WORK / f"{part}.done"
         lacks = missing(part)
-        state = f"done {path.read_text(encoding='utf-8').strip()}" if path.exists() else "to do"
+        state = f"done: {path.read_text(encoding='utf-8').strip()}" if is_done(part) else "to do"
         print(f"{part:24} {state}{f', lacks {chr(32).join(lacks)}' if lacks else ''}")
 
 

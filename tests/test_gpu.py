@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import gpu
 import pytest
@@ -85,7 +86,7 @@ if not kept.exists():
     child = int((work / "child").read_text())
     for _ in range(100):  # until the system has buried it
         try:
-            state = open(f"/proc/{child}/stat").read().split(") ")[1][0]
+            state = Path(f"/proc/{child}/stat").read_text().split(") ")[1][0]
         except OSError:
             break
         if state == "Z":
@@ -96,6 +97,8 @@ if not kept.exists():
     assert gpu.main(["speedrun"]) == 0 and gpu.is_done("speedrun")
     assert "from True" in capsys.readouterr().out
     assert gpu.main(["speedrun"]) == 0 and "done before" in capsys.readouterr().out
+    monkeypatch.setattr(gpu, "version", lambda: "other sources")
+    assert not gpu.is_done("speedrun")
     log = (work / "logs" / "speedrun.log").read_text()
     assert log.count("# 20") == 2 and "from False" in log and "from True" in log
 

@@ -41,6 +41,7 @@ from vitmini.profiles import Profile, choose_profile
 from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import list_results, load_result
 from vitmini.summary import count_flops, describe_layers, summary_table
+from vitmini.throughput import matrix_rate, measure_loop, model_share
 from vitmini.train import evaluate, train
 
 __version__ = "0.1.0"
@@ -85,7 +86,10 @@ __all__ = [
     "load_photo",
     "load_pretrained",
     "load_result",
+    "matrix_rate",
+    "measure_loop",
     "measure_time",
+    "model_share",
     "patch_grid",
     "patchify",
     "peak_memory",

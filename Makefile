@@ -6,6 +6,9 @@
 #   make notebooks    write notebooks/*.ipynb from book/chapters and vitmini; execute what changed
 #   make results      redo the recorded experiments that a CPU can do (about four hours, most of
 #                     them for CIFAR-10; a second call goes on where the first one stopped)
+#   make gpu [PART=speedrun]
+#                     what needs a GPU, in parts of nine minutes at most: tests, throughput, the
+#                     speed run, recorded experiments, chapters; a second call goes on
 #   make test-library [TORCH=2.6.*] [PYTHON=python3.10] [VENV=/tmp/old]
 #                     the tests of the library alone, with another PyTorch, Python and environment
 #   make colab        run each notebook in Colab's own image (docker, a download of many GB)
@@ -16,7 +19,7 @@
 #   make clean        remove what make made, except trained runs
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve notebooks results move clean chromium test-library colab links dist
+.PHONY: help book test serve notebooks results move clean chromium test-library colab links dist gpu
 SHELL := bash
 PYTHON ?= python3
 VENV := .venv
@@ -63,6 +66,9 @@ notebooks: $(INSTALLED)
 RESULTS := train-digits patch-size-digits pooling-digits attention-digits norm-digits attention-cost-cpu model-speed-cpu positions-cifar10 initialisation-cifar10
 results: $(INSTALLED)
 	for name in $(RESULTS); do VITMINI_PROFILE=cpu $(BIN)/python -m vitmini experiment $$name || exit 1; done
+
+gpu: $(INSTALLED)
+	$(BIN)/python book/gpu.py $(PART)
 
 move: $(INSTALLED)
 	@test -n "$(ADDRESS)" || { echo "make: say where to: make move ADDRESS=https://github.com/ORG/REPO" >&2; exit 2; }

@@ -14,7 +14,7 @@ from conftest import ROOT, vitmini
 
 import vitmini as vm
 from vitmini.__main__ import main
-from vitmini.benchmark import _build_all, measure_turns
+from vitmini.benchmark import build_all, measure_turns
 
 
 def test_ways_take_turns_after_a_warm_up():
@@ -96,7 +96,7 @@ def test_a_comparison_has_vitmini_and_its_peers():
 
 def test_peers_are_the_same_model():
     """The logits agree when they get vitmini's weights, so that the race is a fair one."""
-    built = _build_all(TINY)
+    built = build_all(TINY)
     ours = built.pop("vitmini").eval()
     counts = {sum(p.numel() for p in m.parameters()) for m in (ours, *built.values())}
     assert len(counts) == 1
@@ -108,7 +108,7 @@ def test_peers_are_the_same_model():
 
 def test_peers_that_are_not_installed_are_left_out(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert list(_build_all(TINY)) == ["vitmini", "torchvision"]
+    assert list(build_all(TINY)) == ["vitmini", "torchvision"]
 
 
 @pytest.mark.parametrize("change", [{"distilled": True}, {"pool": "mean"}, {"image_size": (8, 4)}])

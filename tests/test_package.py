@@ -35,8 +35,8 @@ def test_everything_public_exists_and_is_documented():
 def test_modules_import_only_modules_above_them(path):
     order = ["patches", "positions", "attention", "encoder", "initialisation", "model"]
     order += ["convert", "summary", "data", "augment", "recipes", "live", "optim", "runs"]
-    order += ["train", "colab", "pretrained", "benchmark"]
-    order += ["profiles", "records", "experiments"]
+    order += ["train", "colab", "pretrained", "benchmark", "throughput"]
+    order += ["profiles", "records", "speedrun", "experiments"]
     if path.stem not in order:
         return
     text = path.read_text()

@@ -18,12 +18,21 @@ import time
 import pytest
 import torch
 from conftest import ROOT, vitmini
+from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vitmini as vm
 from vitmini.__main__ import main
-from vitmini.optim import build_optimizers, build_trainer, choose_precision, learning_rate_at
+from vitmini.optim import (
+    Muon,
+    build_optimizers,
+    build_trainer,
+    choose_precision,
+    learning_rate_at,
+    orthogonalize,
+)
 from vitmini.runs import load_run
-from vitmini.train import epoch_order, prepare_batch, split_validation
+from vitmini.train import epoch_order, prepare_batch, split_validation, train_step
 
 FILES = {"checkpoint.pt", "config.json", "metrics.jsonl", "model.safetensors"}
 TRAIN = ("train", "--recipe", "digits", "--device", "cpu")
@@ -626,7 +635,6 @@ def test_an_average_is_the_weighted_mean_of_all_steps(digits):
     assert torch.allclose(trainer.evaluated.head.bias, mean, atol=1e-7)
 
 
-@needs_muon
 def test_muon_gets_the_matrices_of_the_blocks_and_adamw_the_rest():
     model = tiny()
     adamw, muon = build_optimizers(model, dataclasses.replace(SHORT, optimizer="muon"))
@@ -641,10 +649,142 @@ def test_muon_gets_the_matrices_of_the_blocks_and_adamw_the_rest():
     assert muon.param_groups[0]["weight_decay"] == SHORT.weight_decay
 
 
-def test_muon_of_an_old_pytorch_is_a_clear_refusal(monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(ValueError, match=r"muon needs PyTorch 2\.9 or newer, this is"):
-        build_optimizers(tiny(), dataclasses.replace(SHORT, optimizer="muon"))
+@needs_muon
+@pytest.mark.parametrize("shape", [(24, 24), (72, 24), (24, 96)])
+def test_muon_takes_pytorchs_steps(shape):
+    def weights():
+        generator = torch.Generator().manual_seed(0)
+        return [torch.nn.Parameter(torch.randn(shape, generator=generator)) for _ in range(3)]
+
+    ours, theirs = weights(), weights()
+    settings = {"lr": 0.02, "weight_decay": 0.05}
+    muon = Muon(ours, **settings)
+    reference = torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **settings)
+    start = [p.detach().clone() for p in ours]
+    generator = torch.Generator().manual_seed(9)
+    for _ in range(4):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        muon.step()
+        reference.step()
+    for a, b, before in zip(ours, theirs, start, strict=True):
+        assert (a - b).norm() < 0.01 * (b - before).norm()  # bfloat16 inside
+
+
+class Launches(TorchDispatchMode):
+    """Counts what computes, and what would make the host wait for a device."""
+
+    VIEWS = (
+        "view",
+        "_unsafe_view",
+        "expand",
+        "permute",
+        "transpose",
+        "slice",
+        "select",
+        "split",
+        "unsqueeze",
+        "squeeze",
+        "unbind",
+        "detach",
+        "alias",
+        "as_strided",
+        "empty",
+        "t.",
+    )
+    WAITS = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "is_nonzero")
+
+    def __init__(self, harmless=()):
+        super().__init__()
+        self.total, self.waits = 0, []
+        self.harmless = [t.data_ptr() for t in harmless]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func).removeprefix("aten.")
+        self.total += not name.startswith(self.VIEWS)
+        if name.startswith(self.WAITS) and args[0].data_ptr() not in self.harmless:
+            self.waits.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_gives_a_gpu_no_reason_to_wait(digits):
+    """No number is read from the device, and none is copied to it, with everything switched on."""
+    config = dataclasses.replace(SHORT, **OPTIONS["everything"])
+    config = dataclasses.replace(config, precision="bfloat16", jitter=0.3, resized_crop=0.5)
+    trainer, data = build_trainer(tiny(), config), few(digits)
+    ids, generator = torch.arange(128), torch.Generator().manual_seed(0)
+    train_step(trainer, *prepare_batch(data, ids, config, generator), config)
+    assert trainer.average is not None
+    with Launches(harmless=[trainer.average.n_averaged]) as counted:  # it stays on the CPU
+        train_step(trainer, *prepare_batch(data, ids, config, generator), config)
+    assert counted.total > 300 and counted.waits == []
+    with Launches() as counted:  # the test would notice
+        torch.ones(3).sum().item()
+        torch.tensor([1.0, 2.0])
+    assert len(counted.waits) == 2
+
+
+def test_compiled_images_are_the_same_images(digits):
+    """And the draws of one generator after the other are compiled once."""
+    config = dataclasses.replace(SHORT, crop=1, flip=True, rand_ops=1, mixup=0.8, cutmix=1.0)
+    counter = CompileCounter()
+    compiled = torch.compile(prepare_batch, backend=counter, dynamic=False)
+    for seed in range(10):
+        g, h = (torch.Generator().manual_seed(seed) for _ in range(2))
+        ids = torch.arange(seed, seed + 64)
+        ours, plain = compiled(digits, ids, config, g), prepare_batch(digits, ids, config, h)
+        assert all(map(torch.equal, ours, plain))
+        if seed == 0:
+            frames = counter.frame_count
+    assert 1 <= frames == counter.frame_count < 20
+    torch.compiler.reset()
+
+
+def test_a_run_saves_as_often_as_it_is_told(digits, tmp_path):
+    config = dataclasses.replace(SHORT, epochs=5, save_every=2)
+    saved = []
+
+    def look(record):
+        path = tmp_path / "parts" / "checkpoint.pt"
+        if path.exists():
+            saved.append((record["epoch"], len(torch.load(path, weights_only=True)["history"])))
+        if saved == [(2, 2), (3, 2)]:
+            raise KeyboardInterrupt
+
+    vm.train(tiny(), few(digits), config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        vm.train(tiny(), few(digits), config, tmp_path / "parts", on_epoch=look)
+    vm.train(tiny(), few(digits), config, tmp_path / "parts", resume=True, on_epoch=look)
+    assert saved == [(2, 2), (3, 2), (3, 2), (4, 4), (5, 5)]
+    whole, parts = (tmp_path / name / "model.safetensors" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_muon_leaves_singular_vectors_and_levels_singular_values():
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(3, 64, 32, generator=generator)
+    U, _, Vh = torch.linalg.svd(matrices, full_matrices=False)
+    steps = orthogonalize(matrices)
+    assert steps.dtype == torch.float32 and steps.shape == matrices.shape
+    inner = U.mT @ steps @ Vh.mT  # diagonal, where the vectors are the same
+    diagonal = inner.diagonal(dim1=1, dim2=2)
+    assert diagonal.min() > 0.6 and diagonal.max() < 1.3
+    assert (inner - torch.diag_embed(diagonal)).abs().max() < 0.05
+
+
+def test_muon_launches_no_more_kernels_for_more_layers():
+    def launches(depth):
+        model = tiny(depth=depth)
+        muon = build_optimizers(model, dataclasses.replace(SHORT, optimizer="muon"))[1]
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        muon.step()
+        with Launches() as counted:
+            muon.step()
+        return counted.total
+
+    assert launches(2) == launches(6) < 150
 
 
 def test_accumulation_takes_the_same_step(digits):

@@ -43,6 +43,7 @@ from vitmini.profiles import Profile, choose_profile
 from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import list_results, load_result
 from vitmini.summary import count_flops, describe_layers, summary_table
+from vitmini.throughput import matrix_rate, measure_loop, model_share
 from vitmini.train import evaluate, train
 
 __version__ = "0.1.0"
@@ -88,7 +89,10 @@ __all__ = [
     "load_photo",
     "load_pretrained",
     "load_result",
+    "matrix_rate",
+    "measure_loop",
     "measure_time",
+    "model_share",
     "offer_download",
     "patch_grid",
     "patchify",

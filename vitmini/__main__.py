@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("name", metavar="NAME", help="such as train-digits")
     p.add_argument("--out", metavar="DIR", help="folder for the result (default: book/results)")
+    p.add_argument("--force", action="store_true", help="replace a better result, too")
     p.set_defaults(run=_experiment)
 
     p = commands.add_parser(
@@ -182,13 +183,15 @@ def _predict(args: argparse.Namespace) -> None:
 
 def _experiment(args: argparse.Namespace) -> None:
     from vitmini.experiments import EXPERIMENTS
-    from vitmini.records import save_result
+    from vitmini.records import check_result, code_version, save_result
 
     if args.name not in EXPERIMENTS:
         raise ValueError(f"NAME must be one of {', '.join(EXPERIMENTS)}, got {args.name!r}")
     if args.out is not None:  # before the work, not after it
         Path(args.out).mkdir(parents=True, exist_ok=True)
-    print(save_result(EXPERIMENTS[args.name](choose_profile()), args.out))
+    profile = choose_profile()
+    check_result(args.name, profile.name, code_version(), args.out, args.force)
+    print(save_result(EXPERIMENTS[args.name](profile), args.out, args.force))
 
 
 def _benchmark(args: argparse.Namespace) -> None:

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vitmini.data import constants
+
 Generator = torch.Generator | None
 
 
@@ -203,8 +205,8 @@ def rand_augment(
     B, _, H, W = images.shape
     share = magnitude / 30
     ranges = _learned_ranges(H, W)
-    strengths = torch.tensor([_strength(r, share) for r in ranges], device=images.device)
     images = images.float()
+    strengths = constants([_strength(r, share) for r in ranges], images)
     for _ in range(num_ops):
         ops = torch.randint(_COMMON, (B,), generator=generator, device=images.device)
         images = apply_operations(images, ops, _signed(strengths[ops], ops, generator), bilinear)
@@ -220,10 +222,10 @@ def trivial_augment(images: Tensor, bilinear: bool = False, generator: Generator
     Chapter: 7
     """
     B = len(images)
-    table = _trivial_table()
+    table = _trivial_table(images.device)
     ops = torch.randint(_COMMON, (B,), generator=generator, device=images.device)
     bins = torch.randint(31, (B,), generator=generator, device=images.device)
-    strengths = table.to(images.device)[ops, bins]
+    strengths = table[ops, bins]
     signed = _signed(strengths, ops, generator)
     return apply_operations(images.float(), ops, signed, bilinear)
 
@@ -272,7 +274,7 @@ def auto_augment(images: Tensor, bilinear: bool = False, generator: Generator = 
     """
     B, _, H, W = images.shape
     device = images.device
-    ops, probabilities, strengths = (t.to(device) for t in _policy_table(H, W))  # each (25, 2)
+    ops, probabilities, strengths = _policy_table(H, W, device)  # each (25, 2)
     pair = torch.randint(len(_POLICY), (B,), generator=generator, device=device)
     u = torch.rand(B, 2, generator=generator, device=device)
     ops = torch.where(u < probabilities[pair], ops[pair], 0)  # 0 is Identity
@@ -283,14 +285,16 @@ def auto_augment(images: Tensor, bilinear: bool = False, generator: Generator = 
     return images
 
 
+@torch.compiler.disable  # it would trace the tables' making, not take what is there
 @functools.cache
-def _policy_table(H: int, W: int) -> tuple[Tensor, Tensor, Tensor]:
+def _policy_table(H: int, W: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Operations, probabilities and strengths of `_POLICY` for images of one size."""
     ranges = dict(zip(OPERATIONS, _learned_ranges(H, W), strict=True))
     ops = [[OPERATIONS.index(name) for name, _, _ in pair] for pair in _POLICY]
     probabilities = [[p for _, p, _ in pair] for pair in _POLICY]
     strengths = [[_strength(ranges[name], step / 9) for name, _, step in pair] for pair in _POLICY]
-    return torch.tensor(ops), torch.tensor(probabilities), torch.tensor(strengths)
+    chances = torch.tensor(probabilities, device=device)
+    return torch.tensor(ops, device=device), chances, torch.tensor(strengths, device=device)
 
 
 def _learned_ranges(H: int, W: int) -> list[tuple[float, float]]:
@@ -298,11 +302,12 @@ def _learned_ranges(H: int, W: int) -> list[tuple[float, float]]:
     return _ranges(150 / 331 * W, 150 / 331 * H, 0.3, 30.0, 0.9, 4)
 
 
+@torch.compiler.disable  # it would trace the table's making, not take what is there
 @functools.cache
-def _trivial_table() -> Tensor:
+def _trivial_table(device: torch.device) -> Tensor:
     """The strength of each operation (row) in each of the 31 bins."""
     ranges = _ranges(32.0, 32.0, 0.99, 135.0, 0.99, 6)
-    return torch.tensor([[_strength(r, i / 30) for i in range(31)] for r in ranges])
+    return torch.tensor([[_strength(r, i / 30) for i in range(31)] for r in ranges], device=device)
 
 
 def _ranges(
@@ -397,7 +402,7 @@ def _grey(images: Tensor) -> Tensor:
     """Luminance, as whole numbers; of a grey image, itself."""
     if images.shape[1] == 1:
         return images
-    weights = images.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)
+    weights = constants([0.2989, 0.587, 0.114], images).view(1, 3, 1, 1)
     return (images * weights).sum(dim=1, keepdim=True).floor()
 
 
@@ -459,7 +464,7 @@ def color_jitter(
         if bound < 0:
             raise ValueError(f"{name} must not be negative, got {bound}")
     u = torch.rand(3, len(images), generator=generator, device=images.device) * 2 - 1
-    factors = (1 + u * u.new_tensor(list(bounds.values()))[:, None]).clamp(min=0)
+    factors = (1 + u * constants(list(bounds.values()), u)[:, None]).clamp(min=0)
     return adjust_color(images, *factors)
 
 
@@ -473,7 +478,8 @@ def adjust_color(images: Tensor, brightness: Tensor, contrast: Tensor, saturatio
     def grey(image: Tensor) -> Tensor:
         if image.shape[1] == 1:
             return image
-        return (image * image.new_tensor([0.2989, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, True)
+        weights = constants([0.2989, 0.587, 0.114], image).view(1, 3, 1, 1)
+        return (image * weights).sum(1, True)
 
     images = blend(images, 0.0, brightness)
     images = blend(images, grey(images).mean(dim=(1, 2, 3), keepdim=True), contrast)
@@ -568,7 +574,7 @@ def mix(
     if mixup == 0 and cutmix == 0:
         return Mixed(images, targets, torch.ones((), device=device))
     u = torch.rand(4, generator=generator, device=device)
-    cut = (u[0] < switch) if mixup and cutmix else torch.tensor(cutmix > 0, device=device)
+    cut = (u[0] < switch) if mixup and cutmix else torch.full((), cutmix > 0, device=device)
     shares = [_beta(alpha, generator, device) if alpha else u[1] for alpha in (mixup, cutmix)]
     share = torch.where(cut, shares[1], shares[0])
     H, W = images.shape[2:]
@@ -589,7 +595,7 @@ def one_hot(labels: Tensor, num_classes: int, smoothing: float = 0.0) -> Tensor:
     Source: Szegedy et al. 2016, section 7.
     Chapter: 7
     """
-    hot = F.one_hot(labels, num_classes).float()
+    hot = (labels[:, None] == torch.arange(num_classes, device=labels.device)).float()
     return hot * (1 - smoothing) + smoothing / num_classes
 
 

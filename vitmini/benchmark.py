@@ -59,10 +59,10 @@ def measure_turns(
     names = list(ways)
     for turn in range(repeats + 1):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            _wait(device)
+            wait(device)
             start = time.perf_counter()
             ways[name]()
-            _wait(device)
+            wait(device)
             if turn:  # the first turn warms up
                 times[name].append(1000 * (time.perf_counter() - start))
     return times
@@ -77,11 +77,11 @@ def peak_memory(way: Callable[[], Any], device: str | torch.device = "cpu") -> i
     """
     way()  # what is allocated once and kept, such as a workspace, does not count
     if torch.device(device).type == "cuda":
-        _wait(device)
+        wait(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         way()
-        _wait(device)
+        wait(device)
         return torch.cuda.max_memory_allocated(device) - before
     if torch.device(device).type != "cpu":
         return 0
@@ -137,7 +137,7 @@ def compare_models(
         raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be float32, bfloat16 or float16 of torch, got {dtype!r}")
-    models = {name: model.to(device) for name, model in _build_all(config).items()}
+    models = {name: model.to(device) for name, model in build_all(config).items()}
     H, W = as_pair(config.image_size, "image_size")
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch_size, config.in_channels, H, W, generator=generator).to(device)
@@ -202,8 +202,8 @@ def check_plain(config: ViTConfig) -> None:
         raise ValueError("a comparison needs a plain ViT: square RGB images, all else default")
 
 
-def _build_all(config: ViTConfig) -> dict[str, nn.Module]:
-    """Build the same model in each library that is installed, vitmini's first."""
+def build_all(config: ViTConfig) -> dict[str, nn.Module]:
+    """Build the same model in each library that is installed, vitmini's first. Chapter: 6."""
     size, dim, depth, heads = config.image_size, config.dim, config.depth, config.num_heads
     hidden, classes = int(dim * config.mlp_ratio), config.num_classes
     built: dict[str, nn.Module] = {"vitmini": ViT(replace(config, init="deit", zero_head=False))}
@@ -253,7 +253,8 @@ class _Logits(nn.Module):
         return self.model(images).logits
 
 
-def _wait(device: str | torch.device) -> None:
+def wait(device: str | torch.device) -> None:
+    """Wait until a device has done all that it was told. Chapter: 7."""
     kind = torch.device(device).type
     if kind == "cuda":
         torch.cuda.synchronize(device)

@@ -103,9 +103,21 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
         for pixels in [0, 1], one a channel.
     Chapter: 7
     """
-    center = torch.tensor(mean, device=images.device).view(-1, 1, 1)
-    spread = torch.tensor(std, device=images.device).view(-1, 1, 1)
-    return (images.float() / 255 - center) / spread
+    images = images.float()
+    center, spread = (constants(values, images).view(-1, 1, 1) for values in (mean, std))
+    return (images / 255 - center) / spread
+
+
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """Write a few numbers on the device of `like`, in its type.
+
+    `torch.tensor(values, device=...)` copies them there, and waits for all that the device has
+    still to do; filling them in waits for nothing.
+
+    Shapes: returns (len(values),).
+    Chapter: 7
+    """
+    return torch.cat([like.new_full((1,), value) for value in values])
 
 
 def load_photo(name: str = "flower", size: int = 224) -> Tensor:

@@ -24,6 +24,7 @@ from vitmini.optim import choose_precision
 from vitmini.profiles import Profile, device_name
 from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import code_version, provenance, summarize
+from vitmini.speedrun import speedrun, throughput, throughput_cpu, train_cifar10
 from vitmini.train import split_validation, train
 
 History = list[dict[str, float]]
@@ -406,4 +407,8 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "attention-cost-gpu": attention_cost_gpu,
     "model-speed-cpu": model_speed_cpu,
     "model-speed-gpu": model_speed_gpu,
+    "throughput": throughput,
+    "throughput-cpu": throughput_cpu,
+    "train-cifar10": train_cifar10,
+    "speedrun": speedrun,
 }

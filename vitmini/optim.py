@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from vitmini.recipes import TrainConfig
 
@@ -45,7 +45,6 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
     "muon" gives Muon the matrices of the blocks, with its steps scaled to AdamW's size, and AdamW
     the rest: embeddings, tokens, positions, norms, biases, the head. It is two optimizers, with one
     learning rate.
-    Raises: `ValueError` for Muon with a PyTorch that has none (before 2.9).
     Source: Touvron et al. 2021, section 6 (their code: no decay on bias, norm, tokens, positions);
         Jordan et al. 2024 (Muon); Liu et al. 2025, section 2.2 (its step scaled to AdamW's).
     Chapter: 7
@@ -67,13 +66,70 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
         return [torch.optim.SGD(groups, momentum=0.9, nesterov=True, **common)]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, fused=True, **common)]
     if hidden:
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(
-                f"optimizer muon needs PyTorch 2.9 or newer, this is {torch.__version__}"
-            )
-        common["weight_decay"] = config.weight_decay
-        optimizers.append(torch.optim.Muon(hidden, adjust_lr_fn="match_rms_adamw", **common))
+        optimizers.append(Muon(hidden, config.learning_rate, config.weight_decay))
     return optimizers
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum, and a step with all singular values near 1, scaled to the size of AdamW's.
+
+    It takes the steps of `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`, but takes all matrices
+    of one shape together: a ViT has four shapes, so that its depth costs no more kernel launches.
+
+    Shapes: parameters are matrices.
+    Source: Jordan et al. 2024; Liu et al. 2025, section 2.2.
+    Chapter: 7
+    """
+
+    def __init__(
+        self, params: Any, lr: float = 1e-3, weight_decay: float = 0.05, momentum: float = 0.95
+    ):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    shapes.setdefault(parameter.shape, []).append(parameter)
+            for alike in shapes.values():
+                self._step_together(alike, **{k: v for k, v in group.items() if k != "params"})
+
+    def _step_together(
+        self, weights: list[Tensor], lr: float, weight_decay: float, momentum: float
+    ) -> None:
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        averages = [self.state[weight]["momentum_buffer"] for weight in weights]
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        ahead = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov
+        steps = orthogonalize(torch.stack(list(ahead)))
+        size = 0.2 * math.sqrt(
+            max(weights[0].shape)
+        )  # AdamW's steps have a root mean square of 0.2
+        torch._foreach_mul_(weights, 1 - lr * weight_decay)
+        torch._foreach_add_(weights, list(steps.unbind()), alpha=-lr * size)
+
+
+def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
+    """Bring all singular values near 1 (0.7 to 1.2), and leave the singular vectors alone.
+
+    Newton and Schulz's iteration X <- a X + (b A + c A A) X with A = X X^T, in bfloat16: it needs
+    products of matrices and nothing else.
+    Shapes: (N, rows, columns) -> the same.
+    Source: Jordan et al. 2024.
+    Chapter: 7
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    X = (matrices.mT if tall else matrices).bfloat16()
+    X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(iterations):
+        A = X @ X.mT
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=-4.775, alpha=2.0315), X, beta=3.4445)
+    return (X.mT if tall else X).to(matrices.dtype)
 
 
 def decays(name: str, parameter: Tensor) -> bool:
@@ -111,6 +167,7 @@ class Trainer:
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
     average: AveragedModel | None
+    ema: float
     scaler: torch.amp.GradScaler
     dtype: torch.dtype
     forward: nn.Module  # the model, or its compiled twin with the same weights
@@ -119,6 +176,10 @@ class Trainer:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def compiled(self) -> bool:
+        return self.forward is not self.model
 
     @property
     def evaluated(self) -> nn.Module:
@@ -142,7 +203,7 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
         self.scaler.update()
         if self.average is not None:
-            self.average.update_parameters(self.model)
+            _update_average(self.average, self.model, self.ema)
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {
@@ -185,20 +246,29 @@ def build_trainer(model: nn.Module, config: TrainConfig) -> Trainer:
     """
     device = next(model.parameters()).device
     dtype = choose_precision(config.precision, device)
-    average = None
-    if config.ema:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
     compiled = config.compile and device.type == "cuda"
     forward: Any = torch.compile(model) if compiled else model
     return Trainer(
         model=model,
         optimizers=build_optimizers(model, config),
-        average=average,
+        average=AveragedModel(model) if config.ema else None,
+        ema=config.ema,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         dtype=dtype,
         forward=forward,
         clip_norm=config.clip_norm,
     )
+
+
+@torch.no_grad()
+def _update_average(average: AveragedModel, model: nn.Module, decay: float) -> None:
+    """What `average.update_parameters` does, without its copy of a counter to the device.
+
+    That copy waits, in every step, until the device has done all that it was told.
+    """
+    rate = 1 - decay if average.n_averaged else 1.0  # the counter lives on the CPU
+    torch._foreach_lerp_(list(average.module.parameters()), list(model.parameters()), rate)
+    average.n_averaged += 1
 
 
 def _check_optimizer(given: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:

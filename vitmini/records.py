@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from vitmini.profiles import PROFILES
+
 _HERE = Path(__file__).resolve().parent
 _CHECKOUT = _HERE.parent / "book" / "results"
 
@@ -48,19 +50,51 @@ def _stored():
     return _CHECKOUT if _CHECKOUT.is_dir() else resources.files("vitmini.results")
 
 
-def save_result(result: dict[str, Any], folder: str | Path | None = None) -> Path:
+def save_result(
+    result: dict[str, Any], folder: str | Path | None = None, force: bool = False
+) -> Path:
     """Write a result to `folder` (default: `book/results/` of the checkout); return its path.
 
-    Raises: `ValueError` when there is no checkout and no folder is given.
+    Raises: `ValueError` as `check_result` does, unless `force` is set.
     Chapter: 0
     """
-    if folder is None and not _CHECKOUT.is_dir():
-        raise ValueError("no checkout of the course around vitmini: give a folder for the result")
-    path = Path(folder or _CHECKOUT) / f"{result['name']}.json"
+    path = check_result(
+        result["name"], str(result.get("profile")), str(result.get("commit")), folder, force
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
+    return path
+
+
+def check_result(
+    name: str, profile: str, commit: str, folder: str | Path | None = None, force: bool = False
+) -> Path:
+    """Say where a result will be written, before it is measured; refuse to lose a better one.
+
+    A result of a larger profile (ci, cpu, gpu) is better than one of a smaller, and one of
+    committed sources better than one of sources that nobody else has.
+    Raises: `ValueError` when there is no checkout and no folder is given; when a better result
+        lies there, unless `force` is set.
+    Chapter: 7
+    """
+    if folder is None and not _CHECKOUT.is_dir():
+        raise ValueError("no checkout of the course around vitmini: give a folder for the result")
+    path = Path(folder or _CHECKOUT) / f"{name}.json"
+    if force or not path.exists():
+        return path
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        before, code = old["profile"], str(old["commit"])
+    except (ValueError, KeyError, TypeError):  # no result that one could lose
+        return path
+    smaller = before in PROFILES and profile in PROFILES[: PROFILES.index(before)]
+    if smaller or (commit.startswith("sources") and not code.startswith("sources")):
+        raise ValueError(
+            f"{path} holds a better result (profile {before}, commit {code}) than this one "
+            f"(profile {profile}, commit {commit}): choose another folder with --out, or --force"
+        )
     return path
 
 

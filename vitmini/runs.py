@@ -182,11 +182,17 @@ def _write_metrics(folder: Path, history: list[dict[str, float]]) -> None:
     write_whole(folder / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in history))
 
 
-def save_epoch(folder: Path, trainer: Trainer, history: list[dict[str, float]]) -> None:
-    """Write `checkpoint.pt`, then `metrics.jsonl`, each whole or not at all. Chapter: 7."""
-    buffer = io.BytesIO()
-    torch.save({**trainer.state_dict(), "history": history}, buffer)
-    write_whole(folder / "checkpoint.pt", buffer.getvalue())
+def save_epoch(folder: Path, trainer: Trainer | None, history: list[dict[str, float]]) -> None:
+    """Write `checkpoint.pt`, then `metrics.jsonl`, each whole or not at all.
+
+    Without a `trainer` it writes the metrics alone: a small model on a fast device would else
+    spend as much time on its checkpoints as on its epochs.
+    Chapter: 7
+    """
+    if trainer is not None:
+        buffer = io.BytesIO()
+        torch.save({**trainer.state_dict(), "history": history}, buffer)
+        write_whole(folder / "checkpoint.pt", buffer.getvalue())
     _write_metrics(folder, history)
 
 

@@ -5,6 +5,7 @@ Chapter: 7.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -45,10 +46,10 @@ def train(
 
     A record holds `epoch` (from 1), `train_loss`, `lr`, `val_accuracy` on the held-out training
     images and `seconds`; the last one adds `test_accuracy` and `test_loss`. `on_epoch` is called
-    with each. With `out`, the folder gets `config.json`, `metrics.jsonl` and `checkpoint.pt`
-    after every epoch and `model.safetensors` at the end, each written whole or not at all;
-    `resume` goes on from there. With `config.ema`, accuracies are those of the averaged weights,
-    and at the end `model` has them.
+    with each. With `out`, the folder gets `config.json`, `metrics.jsonl` after every epoch,
+    `checkpoint.pt` after every `config.save_every` epochs and `model.safetensors` at the end, each
+    written whole or not at all; `resume` goes on from there. With `config.ema`, accuracies are
+    those of the averaged weights, and at the end `model` has them.
 
     Shapes: accuracies in [0, 1]; `lr` is the epoch's last; `seconds` is the epoch's wall time.
     Raises: `ValueError` when the model is distilled, when `out` holds a run already (without
@@ -88,7 +89,7 @@ def _train(
     for epoch in range(len(history) + 1, config.epochs + 1):
         start = time.perf_counter()
         with _epoch_randomness(config.seed, epoch, device) as generator, _threads(config):
-            record = {"epoch": epoch} | _train_epoch(
+            record = {"epoch": epoch} | train_epoch(
                 trainer, data, train_ids, config, epoch, generator
             )
         with _threads(config):
@@ -103,7 +104,8 @@ def _train(
                 record |= {"test_accuracy": test["accuracy"], "test_loss": test["loss"]}
         history.append(record)
         if folder is not None:
-            save_epoch(folder, trainer, history)
+            keep = epoch % config.save_every == 0 or epoch == config.epochs
+            save_epoch(folder, trainer if keep else None, history)
         if on_epoch is not None:
             on_epoch(record)
     if trainer.average is not None:
@@ -113,7 +115,7 @@ def _train(
     return history
 
 
-def _train_epoch(
+def train_epoch(
     trainer: Trainer,
     data: ImageData,
     train_ids: Tensor,
@@ -121,6 +123,13 @@ def _train_epoch(
     epoch: int,
     generator: torch.Generator,
 ) -> dict[str, float]:
+    """Train once on the images `train_ids` of `data`; return `train_loss` and the last `lr`.
+
+    Nothing in here waits for the device before its end: a GPU is told what to do far ahead.
+    Raises: `FloatingPointError` and `MemoryError` as `train` does.
+    Chapter: 7
+    """
+    prepare = batch_maker(trainer)
     order = epoch_order(train_ids, config, generator)
     batches = order.split(config.batch_size)
     if config.compile and len(batches) > 1 and len(batches[-1]) < config.batch_size:
@@ -132,8 +141,8 @@ def _train_epoch(
     for i, ids in enumerate(batches):
         lr = learning_rate_at((epoch - 1) * len(batches) + i, len(batches), config)
         trainer.set_learning_rate(lr)
-        images, targets = prepare_batch(data, ids, config, generator)
-        loss = _train_step(trainer, images, targets, config)
+        images, targets = prepare(data, ids, config, generator)
+        loss = train_step(trainer, images, targets, config)
         bad = torch.where((bad < 0) & ~loss.isfinite(), i, bad)
         total += loss * len(ids)
     if bad >= 0:
@@ -145,8 +154,13 @@ def _train_epoch(
     return {"train_loss": total.item() / seen, "lr": lr}
 
 
-def _train_step(trainer: Trainer, images: Tensor, targets: Tensor, config: TrainConfig) -> Tensor:
-    """Compute the loss of a batch in `config.accumulate` parts, and do one step."""
+def train_step(trainer: Trainer, images: Tensor, targets: Tensor, config: TrainConfig) -> Tensor:
+    """Compute the loss of a batch in `config.accumulate` parts, and do one step.
+
+    Shapes: images (B, C, H, W), targets (B,) or (B, K) as `prepare_batch` gives them -> ().
+    Raises: `MemoryError` as `train` does.
+    Chapter: 7
+    """
     loss = torch.zeros((), device=images.device)
     parts = zip(images.chunk(config.accumulate), targets.chunk(config.accumulate), strict=True)
     try:
@@ -245,6 +259,21 @@ def prepare_batch(
     classes = len(data.classes)
     mixed = mix(images, labels, classes, c.mixup, c.cutmix, c.switch, c.label_smoothing, generator)
     return mixed.images, mixed.targets
+
+
+def batch_maker(trainer: Trainer) -> Callable[..., tuple[Tensor, Tensor]]:
+    """Give `prepare_batch`, compiled where the model is.
+
+    It has 250 small kernels with RandAugment. PyTorch compiles the stretches between the random
+    draws, which stay as they are, and so do the images.
+    Chapter: 7
+    """
+    return _compiled_prepare() if trainer.compiled else prepare_batch
+
+
+@functools.cache
+def _compiled_prepare() -> Callable[..., tuple[Tensor, Tensor]]:
+    return torch.compile(prepare_batch, dynamic=False)
 
 
 def build_model(config: TrainConfig, data: ImageData) -> ViT:

@@ -1,0 +1,144 @@
+"""`make gpu` before there is a GPU: its parts, their limits, what is kept and what is refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gpu
+import pytest
+import torch
+from conftest import ROOT
+
+from vitmini.experiments import EXPERIMENTS
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "WORK", tmp_path / "work")
+    return tmp_path / "work"
+
+
+def script(*arguments, **env):
+    command = [sys.executable, str(ROOT / "book" / "gpu.py"), *map(str, arguments)]
+    return subprocess.run(
+        command, cwd="/", env=os.environ | env, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_make_gpu_runs_the_script_with_its_part():
+    done = subprocess.run(
+        ["make", "-n", "gpu", "PART=speedrun"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "book/gpu.py speedrun" in done.stdout
+    told = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert "make gpu [PART=speedrun]" in told
+
+
+def test_every_part_is_listed_from_anywhere():
+    done = script("--list")
+    assert done.returncode == 0 and done.stderr == ""
+    assert [line.split()[0] for line in done.stdout.splitlines()] == list(gpu.PARTS)
+
+
+def test_every_recorded_experiment_of_a_part_exists():
+    assert set(gpu.EXPERIMENTS) <= set(EXPERIMENTS) and set(gpu.NEEDS) == set(gpu.PARTS)
+
+
+def test_what_cannot_work_is_one_line(tmp_path):
+    done = script("fly", VITMINI_PROFILE="ci")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "PART must be one of correctness," in done.stderr
+    if not torch.cuda.is_available():
+        done = script("throughput", VITMINI_PROFILE="gpu")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert "no CUDA device" in done.stderr
+
+
+def test_a_part_without_its_packages_is_left_out_by_name(work, monkeypatch, capsys):
+    monkeypatch.setenv("VITMINI_PROFILE", "ci")
+    monkeypatch.setattr(gpu, "missing", lambda part: ["nbclient"])
+    assert gpu.main(["chapters"]) == 1
+    out = capsys.readouterr().out
+    assert "chapters: left out, this Python lacks nbclient" in out and "not done: chapters" in out
+
+
+def test_a_part_that_is_stopped_goes_on(work, monkeypatch, capsys):
+    """Half of its work is kept; what it started ends with it; the third call finds it done."""
+    monkeypatch.setenv("VITMINI_PROFILE", "ci")
+    code = """
+import pathlib, subprocess, sys, time
+kept = pathlib.Path("kept")
+print("from", kept.exists(), flush=True)
+if not kept.exists():
+    kept.touch()
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    pathlib.Path("child").write_text(str(child.pid))
+    time.sleep(60)
+"""
+    monkeypatch.setattr(gpu, "command", lambda *_: [sys.executable, "-c", code])
+    start = time.perf_counter()
+    assert gpu.main(["speedrun", "--limit", "3"]) == 1 and time.perf_counter() - start < 20
+    assert "stopped, it goes on" in capsys.readouterr().out and not gpu.is_done("speedrun")
+    child = int((work / "child").read_text())
+    for _ in range(100):  # until the system has buried it
+        try:
+            state = Path(f"/proc/{child}/stat").read_text().split(") ")[1][0]
+        except OSError:
+            break
+        if state == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("what the part had started lives on")
+    assert gpu.main(["speedrun"]) == 0 and gpu.is_done("speedrun")
+    assert "from True" in capsys.readouterr().out
+    assert gpu.main(["speedrun"]) == 0 and "done before" in capsys.readouterr().out
+    monkeypatch.setattr(gpu, "version", lambda: "other sources")
+    assert not gpu.is_done("speedrun")
+    log = (work / "logs" / "speedrun.log").read_text()
+    assert log.count("# 20") == 2 and "from False" in log and "from True" in log
+
+
+def test_a_part_that_fails_does_not_keep_others_from_running(work, monkeypatch, capsys):
+    monkeypatch.setenv("VITMINI_PROFILE", "ci")
+    monkeypatch.setattr(
+        gpu, "command", lambda part, *_: ["false"] if part == "speedrun" else ["true"]
+    )
+    assert gpu.main(["speedrun", "throughput"]) == 1
+    out = capsys.readouterr().out
+    assert "speedrun: FAILED" in out and "throughput: done" in out
+    assert "not done: speedrun" in out
+
+
+def test_everything_is_gathered_in_one_place(work, tmp_path, monkeypatch):
+    """A rehearsal of a real part: result, parts, log and weights, and no checkpoint."""
+    monkeypatch.setenv("VITMINI_PROFILE", "ci")
+    run = work / "runs" / "experiments" / "speedrun-1" / "cifar10-0"
+    run.mkdir(parents=True)
+    for name in ("model.safetensors", "checkpoint.pt", "metrics.jsonl", ".x.part"):
+        (run / name).write_text("x")
+    out = tmp_path / "out"
+    assert gpu.main(["throughput", "--out", str(out)]) == 0
+    assert (out / "results" / "throughput.json").exists()
+    names = {p.name for p in out.rglob("*") if p.is_file()}
+    assert names == {
+        *("throughput.json", "throughput.log", "throughput.done"),
+        *("model.safetensors", "metrics.jsonl"),
+    }
+
+
+def test_the_tests_of_the_device_need_no_package_of_the_book(work, monkeypatch):
+    """They run without the course's own settings, in an empty folder."""
+    work.mkdir()
+    arguments = gpu.command("correctness", None, False)
+    env = gpu.environment() | {"VITMINI_PROFILE": "ci"}
+    done = subprocess.run(arguments, cwd=work, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    if not torch.cuda.is_available():
+        assert "needs a CUDA device" in done.stdout and "passed" not in done.stdout
+    split = [gpu.command(part, None, False)[-1] for part in gpu.TESTS]
+    assert split == ["not compiled", "compiled"]

@@ -1,0 +1,305 @@
+"""Throughput is measured on the loop that trains, and the speed run's clock hides nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import sys
+import time
+
+import pytest
+import torch
+
+import vitmini as vm
+from vitmini import speedrun, throughput
+from vitmini.__main__ import main
+from vitmini.optim import build_trainer
+from vitmini.throughput import (
+    Pictures,
+    compare_steps,
+    ladder,
+    matrix_rate,
+    measure_loop,
+    measure_pictures,
+    measure_rate,
+    measure_rung,
+    model_share,
+    picture_batches,
+    training_flops,
+)
+
+TINY = {"depth": 1, "dim": 16, "num_heads": 2}
+PLAIN = vm.TrainConfig(
+    batch_size=32, crop=1, flip=True, rand_ops=1, model_options=TINY, warmup=0, cpu_threads=1
+)
+
+
+@pytest.fixture
+def few(digits):
+    return dataclasses.replace(
+        digits, train_images=digits.train_images[:96], train_labels=digits.train_labels[:96]
+    )
+
+
+def test_a_rate_counts_images_over_seconds():
+    def step():
+        time.sleep(0.01)
+        return 7
+
+    assert 350 < measure_rate(step, "cpu", seconds=0.2) <= 700
+    with pytest.raises(ValueError, match="seconds must be positive, got 0"):
+        measure_rate(step, "cpu", seconds=0)
+
+
+def test_the_matrix_rate_is_two_n_cubed_over_the_time(monkeypatch):
+    monkeypatch.setattr(throughput, "measure_time", lambda ways, *_, **__: {"product": 4.0})
+    assert matrix_rate("cpu", size=10) == 2 * 1000 / 0.004
+    with pytest.raises(ValueError, match="size must be positive, got 0"):
+        matrix_rate("cpu", size=0)
+
+
+def test_a_models_share_is_its_training_flops_over_the_rate():
+    config = vm.get_config("vit_base_patch16_224")
+    assert training_flops(config) == pytest.approx(3 * 35.1e9, rel=0.01)
+    assert model_share(config, 1000.0, 2 * 1000 * training_flops(config)) == 0.5
+
+
+def test_the_loop_that_is_measured_is_the_one_that_trains(few, monkeypatch):
+    """Each turn is one call of `train_epoch`, and as many steps of `train_step` on one batch."""
+    calls = {"train_epoch": 0, "train_step": 0, "prepare_batch": 0}
+
+    def count(module, name):
+        real = getattr(module, name)
+
+        def counted(*a, **k):
+            calls[name] += 1
+            return real(*a, **k)
+
+        monkeypatch.setattr(module, name, counted)
+
+    count(throughput, "train_epoch")
+    count(throughput, "train_step")
+    count(sys.modules["vitmini.train"], "prepare_batch")
+    speed = measure_loop(few, PLAIN, batches=3, repeats=2)
+    assert calls["train_epoch"] == 3 and calls["train_step"] == 9  # with the turn to warm up
+    assert calls["prepare_batch"] == 1 + 9 + 9
+    assert 0 < speed.share < 1.2 and speed.images > speed.loop
+    with pytest.raises(ValueError, match="batches must be from 1 to 3 of 32 images, got 4"):
+        measure_loop(few, PLAIN, batches=4)
+
+
+def test_slow_images_show_in_the_loops_share(few, monkeypatch):
+    module = sys.modules["vitmini.train"]
+    real = module.prepare_batch
+
+    def slow(*arguments):
+        time.sleep(0.2)
+        return real(*arguments)
+
+    monkeypatch.setattr(module, "prepare_batch", slow)
+    speed = measure_loop(few, PLAIN, batches=2, repeats=1)
+    assert speed.share < 0.5 and speed.images < 32 / 0.2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_are_those_of_the_data(few, workers):
+    """Without a change, the loader gives what `prepare_batch` gives, and never ends."""
+    bare = dataclasses.replace(PLAIN, crop=0, flip=False, rand_ops=0, batch_size=96)
+    batches = picture_batches(few, bare, "cpu", workers)
+    images, labels = next(batches)
+    next(batches)
+    known = few.normalize(few.train_images).flatten(1)
+    nearest = torch.cdist(images.flatten(1), known).min(dim=1)
+    assert nearest.values.max() < 1e-2 and images.shape == (96, 1, 8, 8)
+    found = few.train_labels[nearest.indices]
+    assert (labels == found).float().mean() > 0.95  # two digits may look alike
+
+
+def test_pictures_change_as_the_recipe_says_and_refuse_what_they_cannot(few):
+    assert len(Pictures(few, PLAIN).transform.transforms) == 5
+    for name in throughput.NO_COUNTERPART:
+        value = True if name == "trivial" else 0.5
+        with pytest.raises(ValueError, match=f"{name} has no counterpart"):
+            Pictures(few, dataclasses.replace(PLAIN, **{name: value}))
+
+
+def test_pictures_alone_are_faster_than_pictures_that_are_trained_on(few):
+    trainer = build_trainer(vm.create_model("vit_digits", depth=12, dim=256), PLAIN)
+    alone = measure_pictures(few, PLAIN, seconds=0.3)
+    trained = measure_pictures(few, PLAIN, seconds=0.3, trainer=trainer)
+    assert 0 < trained < alone
+
+
+def test_steps_are_compared_with_timms_model():
+    pytest.importorskip("timm")
+    config = vm.ViTConfig(8, 4, num_classes=3, dim=16, depth=1, num_heads=2)
+    rates = compare_steps(config, dataclasses.replace(PLAIN, batch_size=4), steps=2, repeats=3)
+    assert list(rates) == ["vitmini", "timm"] and all(len(v) == 3 for v in rates.values())
+    assert 0.1 < throughput.median_ratio(rates, "vitmini", "timm") < 10
+
+
+def test_each_rung_changes_one_thing():
+    for device, names in (("cpu", 5), ("cuda", 8)):
+        rungs = ladder(device, workers=16)
+        assert len(rungs) == names and rungs[0].workers == 0 and rungs[2].workers is None
+        for before, after in itertools.pairwise(rungs):
+            a, b = dataclasses.asdict(before), dataclasses.asdict(after)
+            assert sum(a[k] != b[k] for k in a if k != "name") == 1, after.name
+
+
+def test_every_rung_can_be_climbed_and_leaves_the_settings_alone(few):
+    """The rungs for a GPU, too: what a CPU does not know stays without effect there."""
+    before = torch.get_float32_matmul_precision()
+    for rung in ladder("cuda", workers=1, batch_size=16, larger=32):
+        assert measure_rung(rung, few, PLAIN, "cpu", seconds=0.02) > 0, rung.name
+        assert torch.get_float32_matmul_precision() == before
+
+
+def test_adamw_is_fused_on_its_own_rung_alone(few, monkeypatch):
+    seen = []
+    monkeypatch.setattr(throughput, "measure_rate", lambda step, *_, **__: step())
+    real = throughput.train_epoch
+
+    def look(trainer, *rest):
+        seen.append(trainer.optimizers[0].defaults["fused"])
+        return real(trainer, *rest)
+
+    monkeypatch.setattr(throughput, "train_epoch", look)
+    for rung in ladder("cpu", workers=1, batch_size=16, larger=32)[2:]:
+        measure_rung(rung, few, PLAIN)
+    assert seen == [None, True, True]
+
+
+# The speed run -----------------------------------------------------------------------------------
+
+
+def test_the_speed_run_names_recipes_that_exist_and_hold_images_back():
+    for name, target in speedrun.SPEEDRUN.items():
+        recipe = vm.RECIPES[name]
+        assert recipe.data == "cifar10" and recipe.val_share > 0 and 0.9 <= target < 1
+        assert "Not measured yet" in (type(recipe).__doc__ or "")
+
+
+def test_a_timed_run_counts_the_whole_process_and_keeps_its_weights(tmp_path):
+    out = tmp_path / "digits-0"
+    out.mkdir()
+    (out / "config.json").write_text("half a run")  # cut off: begins anew
+    start = time.perf_counter()
+    run = speedrun.timed_run("digits", 0, out, "cpu", epochs=2)
+    whole = time.perf_counter() - start
+    assert (
+        sum(r["seconds"] for r in run["history"])
+        < run["elapsed"][-1]
+        <= run["seconds"]
+        < whole + 0.01
+    )
+    assert len(run["elapsed"]) == len(run["history"]) == 2
+    assert run["elapsed"] == sorted(run["elapsed"]) and run["elapsed"][0] > 0.5  # Python's start
+    assert {p.name for p in out.iterdir()} == {"config.json", "metrics.jsonl", "model.safetensors"}
+
+
+def test_a_timed_run_that_fails_says_why(tmp_path):
+    with pytest.raises(ValueError, match="nothing-0 failed: vitmini: recipe must be one of"):
+        speedrun.timed_run("nothing", 0, tmp_path / "nothing-0", "cpu")
+
+
+def test_parts_that_were_measured_are_not_measured_again(tmp_path):
+    calls = []
+
+    def measure():
+        calls.append(1)
+        return {"rate": len(calls)}
+
+    for _ in range(3):
+        assert speedrun._keep(tmp_path / "a" / "part.json", measure) == {"rate": 1}
+    with pytest.raises(ZeroDivisionError):
+        speedrun._keep(tmp_path / "b.json", lambda: 1 / 0)
+    assert [p.name for p in tmp_path.rglob("*.*")] == ["part.json"]
+
+
+@pytest.mark.parametrize("name", ["throughput", "train-cifar10", "speedrun"])
+def test_what_needs_a_gpu_says_so_before_it_reads_data(name, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("VITMINI_PROFILE", "cpu")
+    monkeypatch.setattr(speedrun, "load_data", lambda *_: pytest.fail("data were read"))
+    assert main(["experiment", name, "--out", str(tmp_path)]) == 2
+    assert f"{name} needs a CUDA device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "curve"),
+    [
+        ("throughput", "share_recipe", "share"),
+        ("throughput-cpu", "loop_over_workers", "images_per_second"),
+        ("train-cifar10", "test_accuracy_digits", "val_accuracy_digits"),
+        ("speedrun", "seconds_digits", "elapsed_digits"),
+    ],
+)
+def test_each_speed_experiment_is_rehearsed_in_seconds(name, key, curve, monkeypatch, tmp_path):
+    monkeypatch.setenv("VITMINI_PROFILE", "ci")
+    assert main(["experiment", name, "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / f"{name}.json").read_text())
+    assert result["name"] == name and result["profile"] == "ci"
+    assert result["metrics"][key]["mean"] > 0 and result["curves"][curve]
+
+
+# A better result is not lost ---------------------------------------------------------------------
+
+
+def result(profile, commit, mean=0.0):
+    return {"name": "x", "profile": profile, "commit": commit, "metrics": {"m": {"mean": mean}}}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "allowed"),
+    [
+        (("cpu", "abc"), ("gpu", "def"), True),
+        (("gpu", "abc"), ("gpu", "def"), True),
+        (("gpu", "abc"), ("cpu", "def"), False),
+        (("cpu", "abc"), ("ci", "def"), False),
+        (("cpu", "abc"), ("cpu", "sources 12"), False),
+        (("cpu", "abc"), ("gpu", "sources 12"), False),
+        (("cpu", "sources 9"), ("cpu", "sources 12"), True),
+        (("cpu", "sources 9"), ("cpu", "abc"), True),
+        (("gpu", "sources 9"), ("cpu", "abc"), False),
+    ],
+)
+def test_a_better_result_is_replaced_by_force_alone(old, new, allowed, tmp_path):
+    from vitmini.records import save_result
+
+    path = save_result(result(*old), tmp_path)
+    before = path.read_bytes()
+    if allowed:
+        save_result(result(*new, 1.0), tmp_path)
+    else:
+        with pytest.raises(ValueError, match=r"holds a better result .* --force"):
+            save_result(result(*new, 1.0), tmp_path)
+        assert path.read_bytes() == before
+        save_result(result(*new, 1.0), tmp_path, force=True)
+    assert json.loads(path.read_text())["commit"] == new[1]
+
+
+def test_a_better_result_is_found_before_the_work_is_done(tmp_path, monkeypatch, capsys):
+    from vitmini import experiments
+    from vitmini.records import save_result
+
+    monkeypatch.setenv("VITMINI_PROFILE", "ci")
+    save_result(result("cpu", "abc") | {"name": "train-digits"}, tmp_path)
+    done = []
+
+    def work(profile):
+        done.append(profile)
+        return result("ci", "def") | {"name": "train-digits"}
+
+    monkeypatch.setitem(experiments.EXPERIMENTS, "train-digits", work)
+    assert main(["experiment", "train-digits", "--out", str(tmp_path)]) == 2 and not done
+    assert "better result" in capsys.readouterr().err
+    assert main(["experiment", "train-digits", "--out", str(tmp_path), "--force"]) == 0 and done
+
+
+def test_what_is_no_result_is_no_loss(tmp_path):
+    from vitmini.records import save_result
+
+    for junk in ("", "[]", "{}"):
+        (tmp_path / "x.json").write_text(junk)
+        save_result(result("ci", "sources 1"), tmp_path)

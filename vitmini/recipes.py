@@ -35,6 +35,8 @@ class TrainConfig:
     """What to train, on what, and how; a recipe is one of these under a name.
 
     The model: `model` names a preset, `model_options` replaces fields of its `ViTConfig`.
+    The data: a name or a folder, whose pictures are brought to `image_size`, in pixels (None: the
+    size of the model's own).
     The length: `epochs`, `batch_size`; `accumulate` computes a batch in that many parts, for
     cards with little memory.
     The steps: `optimizer` is "adamw", "sgd" or "muon", `learning_rate` its peak, `warmup` in
@@ -50,7 +52,9 @@ class TrainConfig:
     probability of CutMix where both are on.
     The machine: `precision` is "auto", "float32", "bfloat16" or "float16"; `compile` uses
     `torch.compile` on a CUDA device (and drops an epoch's last batch where it is short, on any);
-    `cpu_threads` is how many threads PyTorch may use on a CPU (None: as many as it likes).
+    `cpu_threads` is how many threads PyTorch may use on a CPU (None: as many as it likes);
+    `stream` leaves the images where they are and moves batches to the device (None: where all of
+    them would take more than half of its free memory; never on a CPU).
     `val_share` is the part of the training images that is held out and never trained on.
     Raises: `ValueError` at construction for a value that makes no sense.
     Source: Touvron et al. 2021, Table 9, for which settings a recipe has.
@@ -58,6 +62,7 @@ class TrainConfig:
     """
 
     data: str = "digits"
+    image_size: int | None = None
     model: str = "vit_digits"
     model_options: dict[str, Any] = field(default_factory=dict)
     epochs: int = 100
@@ -91,6 +96,7 @@ class TrainConfig:
     compile: bool = False
     val_share: float = 0.1
     cpu_threads: int | None = None
+    stream: bool | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -131,7 +137,10 @@ class TrainConfig:
         for name in ("image_size", "in_channels", "num_classes"):
             if name in self.model_options:
                 raise ValueError(f"model_options must not hold {name}: the data decides it")
-        get_config(self.model, **self.model_options)
+        size = {} if self.image_size is None else {"image_size": self.image_size}
+        get_config(self.model, **size, **self.model_options)
+        if not (self.stream is None or isinstance(self.stream, bool)):
+            raise ValueError(f"stream must be True, False or None, got {self.stream!r}")
         if self.cpu_threads is not None and self.cpu_threads < 1:
             raise ValueError(f"cpu_threads must be positive or None, got {self.cpu_threads!r}")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:

@@ -157,7 +157,8 @@ def _train(args: argparse.Namespace) -> None:
 
         history = train(model, data, config, args.out, args.resume, on_epoch=show)
     last = history[-1]
-    print(f"{args.out}: {len(history)} epochs, test accuracy {last['test_accuracy']:.2%}")
+    epochs = f"{len(history)} epoch{'s' if len(history) > 1 else ''}"
+    print(f"{args.out}: {epochs}, test accuracy {last['test_accuracy']:.2%}")
 
 
 def _tell(data: ImageData, config: TrainConfig) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitmini.convert import one_line
 from vitmini.pictures import ENDINGS, decode
 
 _FORMAT = 1  # of the cache: another number when the same files would give other pixels
@@ -76,7 +77,7 @@ def list_pictures(folder: Path) -> PictureFolder:
             return _list_parts(folder, parts, filled)
         return _split(folder, *_list_classes(folder, folder))
     except OSError as error:
-        raise ValueError(f"cannot list the pictures in {folder}: {error}") from None
+        raise ValueError(f"cannot list the pictures in {folder}: {one_line(error)}") from None
 
 
 def _list_parts(folder: Path, parts: list[str], filled: list[str]) -> PictureFolder:
@@ -194,9 +195,10 @@ def read_pictures(listed: PictureFolder, image_size: tuple[int, int] | None, cac
         with suppress(OSError):  # a full disk, a folder of somebody else: memory has to do
             _write_cache(path, count, _decode_all(listed, image_size))
             pixels = _open_cache(path, count, image_size)
-            _forget_older(path, place)
     if pixels is None:
         pixels = _collect(count, _decode_all(listed, image_size))
+    with suppress(OSError):
+        _forget_older(path, place)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that such a tensor must not be written to
         return torch.from_numpy(pixels)
@@ -325,6 +327,6 @@ def _write_cache(path: Path, count: int, blocks: Iterator[np.ndarray]) -> None:
 def _forget_older(path: Path, place: str) -> None:
     """Remove caches of the folder as it was before, and what a killed process left half-way."""
     for old in path.parent.iterdir():
-        stale = old.suffix == ".part" and old.stat().st_mtime < time.time() - 3600
+        stale = old.suffix == ".part" and old.stat().st_mtime < time.time() - 600
         if stale or (old.name.startswith(f"{place}-") and old != path):
             old.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -450,6 +451,8 @@ def test_images_stay_off_a_device_that_they_would_fill_by_half(digits, monkeypat
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 10**12))
         assert fits_on(torch.device("cuda"), digits) is fits
         assert fits_on(torch.device("cpu"), digits)
+    there = replace(digits, train_images=digits.train_images.to("meta"))
+    assert fits_on(torch.device("meta"), there), "what is on the device already"
 
 
 def test_unknown_data_is_refused():

@@ -134,16 +134,16 @@ def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 def fits_on(device: torch.device, data: ImageData) -> bool:
     """Say whether all images leave half of the device's free memory to the model, or more.
 
-    On a CPU always: what does not fit into memory stays in its file.
+    What is there already fits; on a CPU, what is larger than the memory stays in its file.
 
     Chapter: 7
     """
+    if data.train_images.device.type == device.type:
+        return True
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-    elif device.type == "mps":
-        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     else:
-        return True
+        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return data.train_images.nbytes + data.test_images.nbytes <= free / 2
 
 
@@ -152,13 +152,13 @@ def take_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Give the training images and labels of each batch of indices, on `device`.
 
-    With `stream`, the images stay where they are, and workers fetch the next batches while the
-    device computes; both ways give the same bytes.
+    With `stream`, images that are not on a device stay where they are, and workers fetch the next
+    batches while the device computes; both ways give the same bytes.
 
     Shapes: indices (B,) -> uint8 (B, C, H, W) and int64 (B,).
     Chapter: 7
     """
-    if not stream:
+    if not (stream and data.train_images.is_cpu):
         for ids in batches:
             yield data.train_images[ids], data.train_labels[ids]
         return

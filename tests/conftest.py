@@ -39,6 +39,14 @@ def vitmini(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.Complet
     )
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Decoded pictures go to a folder that is thrown away, not to the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VITMINI_DATA", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits():
     import vitmini as vm

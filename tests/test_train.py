@@ -396,6 +396,7 @@ def test_an_experiment_writes_its_result(tmp_path):
         ("patch-size-cifar10", "test_accuracy_patch_4"),
         ("learning-rate-cifar10", "test_accuracy_0.0001_0"),
         ("augmentation-cifar10", "train_loss_cutmix"),
+        ("equal-images-cifar10", "test_accuracy_float32_64_twice"),
         ("attention-cost-cpu", "bytes_by_hand_over_fused_64"),
     ],
 )
@@ -514,6 +515,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits):
         ("flip", None),
         ("seed", -1),
         ("seed", 0.5),
+        ("stream", 1),
+        ("image_size", 0),
+        ("image_size", True),
+        ("image_size", 30),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(field, value):
@@ -604,6 +609,18 @@ def test_a_run_with_pairs_in_its_options_is_known_again(digits, tmp_path):
     config = dataclasses.replace(SHORT, epochs=1, model_options={"patch_size": (2, 4)})
     vm.train(tiny(patch_size=(2, 4)), few(digits), config, out=tmp_path)
     assert len(vm.train(tiny(patch_size=(2, 4)), few(digits), config, tmp_path, resume=True)) == 1
+
+
+def test_a_run_from_before_an_option_existed_goes_on(digits, tmp_path):
+    config = dataclasses.replace(SHORT, epochs=1)
+    vm.train(tiny(), few(digits), config, out=tmp_path)
+    description = json.loads((tmp_path / "config.json").read_text())
+    del description["train"]["auto"]
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    assert len(vm.train(tiny(), few(digits), config, tmp_path, resume=True)) == 1
+    other = dataclasses.replace(config, auto=True)
+    with pytest.raises(ValueError, match="its auto is False, not True"):
+        vm.train(tiny(), few(digits), other, tmp_path, resume=True)
 
 
 def test_an_averages_accuracy_is_the_one_that_counts(digits, tmp_path):
@@ -714,10 +731,18 @@ def test_a_step_gives_a_gpu_no_reason_to_wait(digits):
     config = dataclasses.replace(config, precision="bfloat16", jitter=0.3, resized_crop=0.5)
     trainer, data = build_trainer(tiny(), config), few(digits)
     ids, generator = torch.arange(128), torch.Generator().manual_seed(0)
-    train_step(trainer, *prepare_batch(data, ids, config, generator), config)
+    train_step(
+        trainer,
+        *prepare_batch(data, data.train_images[ids], data.train_labels[ids], config, generator),
+        config,
+    )
     assert trainer.average is not None
     with Launches(harmless=[trainer.average.n_averaged]) as counted:  # it stays on the CPU
-        train_step(trainer, *prepare_batch(data, ids, config, generator), config)
+        train_step(
+            trainer,
+            *prepare_batch(data, data.train_images[ids], data.train_labels[ids], config, generator),
+            config,
+        )
     assert counted.total > 300 and counted.waits == []
     with Launches() as counted:  # the test would notice
         torch.ones(3).sum().item()
@@ -733,7 +758,8 @@ def test_compiled_images_are_the_same_images(digits):
     for seed in range(10):
         g, h = (torch.Generator().manual_seed(seed) for _ in range(2))
         ids = torch.arange(seed, seed + 64)
-        ours, plain = compiled(digits, ids, config, g), prepare_batch(digits, ids, config, h)
+        batch = digits.train_images[ids], digits.train_labels[ids]
+        ours, plain = compiled(digits, *batch, config, g), prepare_batch(digits, *batch, config, h)
         assert all(map(torch.equal, ours, plain))
         if seed == 0:
             frames = counter.frame_count
@@ -831,9 +857,9 @@ def test_half_precision_computes_in_it_and_keeps_weights_in_float32(digits):
 def test_a_loss_that_is_not_finite_names_its_step(digits, monkeypatch):
     calls = []
 
-    def spoiled(data, ids, config, generator):
+    def spoiled(data, images, labels, config, generator):
         calls.append(1)
-        images, labels = prepare_batch(data, ids, config, generator)
+        images, labels = prepare_batch(data, images, labels, config, generator)
         return (images * float("nan") if len(calls) == 5 else images), labels
 
     monkeypatch.setattr(sys.modules["vitmini.train"], "prepare_batch", spoiled)
@@ -886,9 +912,9 @@ def test_repeats_come_in_a_row_in_an_epoch_of_the_same_length():
 def test_compiled_recipes_drop_a_short_last_batch_on_any_device(digits, monkeypatch):
     shapes = []
 
-    def record(data, ids, config, generator):
-        shapes.append(len(ids))
-        return prepare_batch(data, ids, config, generator)
+    def record(data, images, labels, config, generator):
+        shapes.append(len(images))
+        return prepare_batch(data, images, labels, config, generator)
 
     monkeypatch.setattr(sys.modules["vitmini.train"], "prepare_batch", record)
     vm.train(tiny(), few(digits), dataclasses.replace(SHORT, epochs=1, compile=True))
@@ -913,17 +939,17 @@ def test_images_are_changed_in_deits_order(digits, monkeypatch):
         monkeypatch.setattr(module, name, wrapped)
     config = dataclasses.replace(SHORT, degrees=5.0, resized_crop=0.5, crop=1, flip=True)
     config = dataclasses.replace(config, jitter=0.3, erasing=0.2, mixup=0.8, label_smoothing=0.1)
-    ids, generator = torch.arange(16), torch.Generator().manual_seed(0)
+    batch, generator = (digits.train_images[:16], digits.train_labels[:16]), torch.Generator()
     policies = {"rand_augment": {"rand_ops": 2}, "trivial_augment": {"trivial": True}}
     policies["auto_augment"] = {"auto": True}
     for policy, more in policies.items():
         chosen = dataclasses.replace(config, **more)
-        images, targets = prepare_batch(digits, ids, chosen, generator)
+        images, targets = prepare_batch(digits, *batch, chosen, generator)
         assert order == [n for n in names if n == policy or n not in policies]
         assert images.shape == (16, 1, 8, 8) and targets.shape == (16, 10)
         assert torch.allclose(targets.sum(1), torch.ones(16)) and images.isfinite().all()
         order.clear()
-    images, labels = prepare_batch(digits, ids, SHORT, generator)
+    images, labels = prepare_batch(digits, *batch, SHORT, generator)
     assert order == [] and torch.equal(labels, digits.train_labels[:16])
     assert torch.equal(images, digits.normalize(digits.train_images[:16]))
 
@@ -970,3 +996,154 @@ def test_settings_that_make_no_sense_are_refused_at_once(field, value):
 def test_two_policies_of_augmentation_are_refused(more, words):
     with pytest.raises(ValueError, match=words):
         vm.TrainConfig(**more)
+
+
+# Images that stay where they are --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory):
+    """A folder of 60 small pictures, which `load_data` maps into memory."""
+    from PIL import Image
+
+    root, generator = tmp_path_factory.mktemp("mapped"), torch.Generator().manual_seed(0)
+    for part, count in (("train", 25), ("test", 5)):
+        for kind in ("a", "b"):
+            (root / "own" / part / kind).mkdir(parents=True)
+            for i in range(count):
+                noise = torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8, generator=generator)
+                picture = Image.fromarray(noise.numpy())
+                picture.save(root / "own" / part / kind / f"{i}.png")
+    return vm.load_data(root / "own", root)
+
+
+STREAMED = {
+    "plain": {"repeats": 1},
+    "augmented": {"degrees": 9.0, "crop": 1, "flip": True, "rand_ops": 1, "erasing": 0.3},
+    "mixed": {"mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1, "repeats": 3},
+    "dropped": {"model_options": {"dropout": 0.1, "drop_path": 0.1}, "accumulate": 2},
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("more", STREAMED.values(), ids=STREAMED)
+def test_a_streamed_set_gives_the_same_bytes_as_a_resident_one(
+    mapped, tmp_path, monkeypatch, more, workers
+):
+    monkeypatch.setattr("vitmini.data._count_workers", lambda _: workers)
+    loaders = []
+    real = vm.data.DataLoader
+    monkeypatch.setattr(
+        "vitmini.data.DataLoader", lambda *a, **k: loaders.append(k["num_workers"]) or real(*a, **k)
+    )
+    config = dataclasses.replace(SHORT, epochs=2, batch_size=16, **more)
+
+    def run(stream, name):
+        torch.manual_seed(0)
+        model = vm.create_model(
+            "vit_digits", **TINY | {"in_channels": 3, "num_classes": 2} | config.model_options
+        )
+        own = dataclasses.replace(config, stream=stream)
+        history = vm.train(model, mapped, own, out=tmp_path / name)
+        after = torch.rand(1)  # the caller's random state is touched by neither
+        for record in history:
+            record.pop("seconds")
+        return (tmp_path / name / "model.safetensors").read_bytes(), history, after
+
+    wanted = run(None, "resident")
+    assert loaders == [], "on a CPU nothing streams by itself"
+    assert run(True, "streamed") == wanted
+    assert loaders == [workers] * 2
+
+
+def test_a_set_that_does_not_fit_streams_by_itself_unless_it_is_told_not_to(mapped, monkeypatch):
+    streamed = []
+    real = vm.data.take_batches
+
+    def record(data, batches, device, stream):
+        streamed.append(stream)
+        return real(data, batches, device, stream)
+
+    monkeypatch.setattr(sys.modules["vitmini.train"], "take_batches", record)
+    for fits, told, wanted in ((True, None, False), (False, None, True), (False, False, False)):
+        monkeypatch.setattr(sys.modules["vitmini.train"], "fits_on", lambda *_, fits=fits: fits)
+        config = dataclasses.replace(SHORT, epochs=1, stream=told)
+        vm.train(tiny(in_channels=3, num_classes=2), mapped, config)
+        assert streamed.pop() is wanted and not streamed
+
+
+def test_images_that_are_forced_onto_a_full_device_are_refused_with_advice(digits, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(vm.ImageData, "to", full)
+    with pytest.raises(MemoryError, match=r"images take .* GiB, .*: set stream=True"):
+        vm.train(tiny(), digits, dataclasses.replace(SHORT, stream=False))
+
+
+# A person's own pictures ----------------------------------------------------------------------
+
+
+def photographs(folder, counts):
+    from PIL import Image
+
+    for k, (kind, count) in enumerate(counts.items()):
+        (folder / kind).mkdir(parents=True)
+        for i in range(count):
+            size = (400, 300) if i % 2 else (225, 400)
+            color = (200, 30 + i, 20) if k % 2 else (20, 30 + i, 200)
+            Image.new("RGB", size, color).save(folder / kind / f"IMG_{i:04}.JPG")
+
+
+def test_a_few_photographs_of_any_size_are_trained_on_and_predicted(tmp_path):
+    photographs(tmp_path / "photos", {"sea": 10, "fire": 10})
+    own = ("--recipe", "cifar10-mini", "--data", "photos", "--device", "cpu", "--epochs")
+    done = vitmini("train", *own, "2", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    first, small, *_ = done.stdout.splitlines()
+    assert first == (
+        "photos: 2 classes, 32 x 32 pixels; 14 pictures to train on (steps an epoch: 1), "
+        "2 to validate, 4 to test"
+    )
+    assert small == "photos is small: one picture more or less is 25.0% of test accuracy"
+    done = vitmini("predict", "run", "photos/sea/IMG_0000.JPG", cwd=tmp_path)
+    assert done.returncode == 0 and "sea " in done.stdout and "fire " in done.stdout
+    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    done = vitmini("evaluate", "run", cwd=tmp_path)
+    assert f"{last['test_accuracy']:.2%}" in done.stdout and done.returncode == 0
+
+
+def test_the_command_line_brings_pictures_to_the_size_it_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photographs(tmp_path / "photos", {"sea": 4, "fire": 4})
+    own = (*TRAIN, "--data", "photos", "--epochs", "1", "--out", "run", "--image-size")
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main([*own, "12"]) == 0
+        assert main(["evaluate", "run"]) == 0
+        assert main(["predict", "run", "photos/sea/IMG_0000.JPG"]) == 0
+    model, description = load_run("run")
+    assert model.config.image_size == 12 and description["train"]["image_size"] == 12
+    assert "its image_size is 12, not 16" in refused(*own, "16", "--resume")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--data", "photos", "--image-size", "13"), "13x13 does not divide"),
+        (("--data", "photos", "--image-size", "0"), "image_size must be"),
+        (("--data", "digits", "--image-size", "16"), "image_size is for folders"),
+        (("--data", "photos/sea"), "for each of two classes or more, got none"),
+        (("--data", "lone"), "fire holds one picture: a class needs two or more"),
+        (("--data", "odd"), "1 of 4 pictures in "),
+    ],
+)
+def test_a_folder_that_cannot_be_trained_on_is_refused_in_one_line(
+    tmp_path, monkeypatch, more, words
+):
+    monkeypatch.chdir(tmp_path)
+    photographs(tmp_path / "photos", {"sea": 2, "fire": 2})
+    photographs(tmp_path / "lone", {"sea": 2, "fire": 1})
+    photographs(tmp_path / "odd", {"sea": 2, "fire": 2})
+    (tmp_path / "odd/sea/IMG_0001.JPG").write_text("x")
+    assert words in refused(*TRAIN, "--out", "run", *more)
+    assert not (tmp_path / "run").exists()

@@ -24,13 +24,14 @@ from vitmini.convert import (
     from_torchvision,
     load_npz,
 )
-from vitmini.data import ImageData, load_data, load_photo
+from vitmini.data import ImageData, load_data
 from vitmini.encoder import MLP, Block, DropPath, LayerScale, drop_path_rates
 from vitmini.initialisation import init_weights
 from vitmini.live import LiveCurve
 from vitmini.model import ViT, ViTConfig, create_model, get_config, list_models
 from vitmini.optim import choose_precision
 from vitmini.patches import PatchEmbed, patch_grid, patchify, unpatchify
+from vitmini.pictures import load_photo
 from vitmini.positions import (
     LearnedPositions2D,
     RelativePositionBias,

@@ -13,14 +13,15 @@ from typing import NoReturn
 
 import torch
 
-from vitmini.data import load_data, normalize, read_image
+from vitmini.data import NAMES, ImageData, load_data, normalize
 from vitmini.live import describe_epoch
 from vitmini.model import get_config
 from vitmini.optim import choose_precision
+from vitmini.pictures import read_image
 from vitmini.profiles import choose_profile, device_name
-from vitmini.recipes import RECIPES
+from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.runs import check_run, data_digest, load_run
-from vitmini.train import build_model, evaluate, train
+from vitmini.train import build_model, evaluate, split_validation, train
 
 COMPARED = ("vit_cifar", "vit_small_patch16_224")
 
@@ -38,6 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--recipe", required=True, help=f"one of: {', '.join(RECIPES)}")
     p.add_argument("--out", required=True, metavar="DIR", help="folder for the run")
     p.add_argument("--data", metavar="NAME|FOLDER", help="instead of the recipe's own data")
+    p.add_argument(
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="bring a folder's pictures to N x N pixels (default: the size of the recipe's model)",
+    )
     p.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's own number")
     p.add_argument("--seed", type=int, metavar="N", help="default: 0")
     p.add_argument("--resume", action="store_true", help="go on with the run in DIR, or start it")
@@ -118,9 +125,8 @@ def _device(name: str) -> str:
 def _train(args: argparse.Namespace) -> None:
     if args.recipe not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {args.recipe!r}")
-    given = {
-        k: getattr(args, k) for k in ("data", "epochs", "seed") if getattr(args, k) is not None
-    }
+    options = ("data", "image_size", "epochs", "seed")
+    given = {k: getattr(args, k) for k in options if getattr(args, k) is not None}
     config = dataclasses.replace(RECIPES[args.recipe], **given)
     device = _device(args.device)
     if not args.out:
@@ -128,7 +134,12 @@ def _train(args: argparse.Namespace) -> None:
     if config.data and Path(config.data).is_dir():  # found again from any other folder
         config = dataclasses.replace(config, data=str(Path(config.data).resolve()))
     check_run(args.out, config, args.resume)
-    data = load_data(config.data)
+    if config.data in NAMES and config.image_size is None:
+        data = load_data(config.data)
+    else:
+        own = get_config(config.model, **config.model_options).image_size
+        data = load_data(config.data, image_size=config.image_size or own)
+        _tell(data, config)
     torch.manual_seed(config.seed)
     model = build_model(config, data).to(device)
 
@@ -147,13 +158,33 @@ def _train(args: argparse.Namespace) -> None:
 
         history = train(model, data, config, args.out, args.resume, on_epoch=show)
     last = history[-1]
-    print(f"{args.out}: {len(history)} epochs, test accuracy {last['test_accuracy']:.2%}")
+    epochs = f"{len(history)} epoch{'s' if len(history) > 1 else ''}"
+    print(f"{args.out}: {epochs}, test accuracy {last['test_accuracy']:.2%}")
+
+
+def _tell(data: ImageData, config: TrainConfig) -> None:
+    """Say what a folder holds, and what so few pictures can say."""
+    rows, columns = data.train_images.shape[2:]
+    train_ids, val_ids = split_validation(len(data.train_labels), config)
+    steps, tested = -(-len(train_ids) // config.batch_size), len(data.test_labels)
+    print(
+        f"{data.name}: {len(data.classes)} classes, {rows} x {columns} pixels; {len(train_ids)} "
+        f"pictures to train on (steps an epoch: {steps}), {len(val_ids)} to validate, {tested} "
+        "to test",
+        flush=True,
+    )
+    if tested < 100:
+        print(
+            f"{data.name} is small: one picture more or less is {1 / tested:.1%} of test accuracy",
+            flush=True,
+        )
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     device = _device(args.device)
     model, description = load_run(args.dir)
-    data = load_data(description["train"]["data"])
+    name, size = description["train"]["data"], model.patch_embed.image_size
+    data = load_data(name) if name in NAMES else load_data(name, image_size=size)
     if data_digest(data) != description["data"]["sha256"]:
         raise ValueError(f"data {data.name} changed since the run in {args.dir} was trained")
     result = evaluate(model.to(device), data)

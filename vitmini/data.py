@@ -1,4 +1,4 @@
-"""Pictures and labels, whole, as uint8 tensors that can live on the device.
+"""Pictures and labels as uint8 tensors: on the device where they fit, else batch by batch.
 
 Chapter: 7.
 """
@@ -6,20 +6,26 @@ Chapter: 7.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vitmini.folders import list_pictures, read_pictures
+from vitmini.patches import as_pair
+
+NAMES = ("digits", "cifar10", "cifar100")
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """A data set in memory.
+    """A data set, in memory or in a memory-mapped file (which must not be written to).
 
     Shapes: images uint8 (N, C, H, W), labels int64 (N,); `mean` and `std` per channel of the
         training images, for pixels in [0, 1].
@@ -47,30 +53,44 @@ class ImageData:
         return replace(self, **tensors)
 
 
-def load_data(name_or_folder: str | Path, root: str | Path | None = None) -> ImageData:
+def load_data(
+    name_or_folder: str | Path,
+    root: str | Path | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> ImageData:
     """Load a data set by name (`digits`, `cifar10`, `cifar100`) or from a folder of pictures.
 
     `digits` is embedded in scikit-learn: 1,437 images to train on and 360 to test on, by
     `train_test_split(test_size=360, random_state=0)`, stratified. CIFAR comes from
     `root/cifar10/{train,test}/<class>/*` where that exists, otherwise through torchvision's
-    download into `root` (default: `$VITMINI_DATA`, else the user's cache folder). A folder holds
-    `{train,test}/<class>/*`, pictures of one size.
+    download into `root` (default: `$VITMINI_DATA`, else the user's cache folder).
 
-    Shapes: see `ImageData`; digits are (N, 1, 8, 8), CIFAR (N, 3, 32, 32).
-    Raises: `ValueError` for an unknown name, a folder of another layout, a broken picture, or a
-        download that failed.
+    A folder holds `{train,test}/<class>/*`, or `{train,val}`, or only `<class>/*`, of which a
+    fifth is kept for the test. Pictures may lie deeper; a file is one by its ending (JPEG, PNG,
+    GIF, WebP, BMP, TIFF, PPM, AVIF, HEIC), others and hidden ones are passed over. Each is turned
+    upright, put on white where it is transparent, made RGB, scaled until it covers `image_size`
+    and cut to its centre; without `image_size` all must have one size. Decoded pictures are kept
+    in `root/decoded` for the next time, and mapped into memory from there.
+
+    Shapes: see `ImageData`; digits are (N, 1, 8, 8), CIFAR (N, 3, 32, 32), a folder's pictures
+        (N, 3, rows, columns). `image_size` in pixels, an int or (rows, columns).
+    Raises: `ValueError` for an unknown name, a folder of another layout, pictures that cannot be
+        read (it names them), or a download that failed.
     Chapter: 7
     """
     name = str(name_or_folder)
-    cache = Path(root) if root is not None else _cache()
+    size = None if image_size is None else as_pair(image_size, "image_size")
+    if name in NAMES and size is not None:
+        raise ValueError(f"image_size is for folders of pictures, {name} has a size of its own")
     if name == "digits":
         return _load_digits()
-    if name in ("cifar10", "cifar100"):
+    cache = Path(root) if root is not None else _cache()
+    if name in NAMES:
         if (cache / name / "train").is_dir():
-            return _load_folder(cache / name, name)
+            return _load_folder(cache / name, name, None, cache)
         return _download_cifar(name, cache)
     if name and Path(name).is_dir():
-        return _load_folder(Path(name), Path(name).resolve().name)
+        return _load_folder(Path(name), Path(name).resolve().name, size, cache)
     raise ValueError(
         f"data must be digits, cifar10, cifar100 or a folder that exists, got {name!r}"
     )
@@ -120,76 +140,82 @@ def constants(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.cat([like.new_full((1,), value) for value in values])
 
 
-def load_photo(name: str = "flower", size: int = 224) -> Tensor:
-    """Load one of three photographs, cropped to its central square and resized.
-
-    Shapes: returns uint8 (3, size, size). `flower` is by vultilion, `china` by danielbuechele,
-        both under CC BY 2.0 and from scikit-learn; `cat` is Chelsea, by Stefan van der Walt,
-        CC0.
-    Raises: `ValueError` for another name or a size that is not positive.
-    Chapter: 1
-    """
-    if name not in ("flower", "china", "cat"):
-        raise ValueError(f"name must be flower, china or cat, got {name!r}")
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"size must be a positive int, got {size!r}")
-    from PIL import Image
-
-    if name == "cat":
-        with resources.as_file(resources.files("vitmini") / "photos" / "cat.jpg") as path:
-            photo = _open_picture(path, "RGB")
-    else:
-        from sklearn.datasets import load_sample_image
-
-        photo = Image.fromarray(load_sample_image(f"{name}.jpg"))
-    side = min(photo.size)
-    left, top = (photo.width - side) // 2, (photo.height - side) // 2
-    square = photo.crop((left, top, left + side, top + side))
-    return _to_tensor(square.resize((size, size), Image.Resampling.LANCZOS))
+# Batches ------------------------------------------------------------------------------------
 
 
-def read_image(path: str | Path, channels: int, image_size: tuple[int, int]) -> Tensor:
-    """Read one picture of any size for a model that wants `channels` and (rows, columns).
+def fits_on(device: torch.device, data: ImageData) -> bool:
+    """Say whether all images leave half of the device's free memory to the model, or more.
 
-    Shapes: returns uint8 (C, H, W); resized as a whole, grey when `channels` is 1.
-    Raises: `ValueError` when the file cannot be read as a picture, or `channels` is not 1 or 3.
+    What is there already fits; on a CPU, what is larger than the memory stays in its file.
+
     Chapter: 7
     """
-    if channels not in (1, 3):
-        raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
-    from PIL import Image
-
-    picture = _open_picture(path, "L" if channels == 1 else "RGB")
-    rows, columns = image_size
-    if picture.size != (columns, rows):
-        picture = picture.resize((columns, rows), Image.Resampling.LANCZOS)
-    return _to_tensor(picture)
+    if data.train_images.device.type == device.type:
+        return True
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+    else:
+        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return data.train_images.nbytes + data.test_images.nbytes <= free / 2
 
 
-def _open_picture(path: str | Path, mode: str):  # -> PIL image, upright, 8 bits a channel
-    from PIL import Image, ImageOps
+def take_batches(
+    data: ImageData, batches: Sequence[Tensor], device: torch.device, stream: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give the training images and labels of each batch of indices, on `device`.
 
-    try:
-        with Image.open(path) as file:
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith("I;16"):
-                pixels = (np.asarray(picture).astype(np.float64) / 257).round()
-                picture = Image.fromarray(pixels.astype(np.uint8))
-            if picture.mode in ("I", "F"):
-                raise ValueError(f"its pixels are of type {picture.mode}, not 8 or 16 bits")
-            return picture.convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path} as a picture: {error}") from None
+    With `stream`, images that are not on a device stay where they are, and workers fetch the next
+    batches while the device computes; both ways give the same bytes.
+
+    Shapes: indices (B,) -> uint8 (B, C, H, W) and int64 (B,).
+    Chapter: 7
+    """
+    if not (stream and data.train_images.is_cpu):
+        for ids in batches:
+            yield data.train_images[ids], data.train_labels[ids]
+        return
+    fetched = _Fetched(data.train_images, data.train_labels, [ids.cpu() for ids in batches])
+    workers = _count_workers(data.train_images[:1].nbytes * max(map(len, batches)))
+    loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
+        fetched,
+        batch_size=None,  # `fetched` holds whole batches already
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # else it draws from the numbers that dropout draws from
+    )
+    for images, labels in loader:
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def _to_tensor(picture) -> Tensor:  # PIL image -> uint8 (C, H, W)
-    pixels = torch.from_numpy(np.array(picture))
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
+@dataclass(frozen=True)
+class _Fetched(Dataset[tuple[Tensor, Tensor]]):
+    """Batches as a data set of PyTorch's: each is gathered when it is asked for."""
+
+    images: Tensor
+    labels: Tensor
+    batches: list[Tensor]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.images[self.batches[i]], self.labels[self.batches[i]]
+
+
+def _count_workers(batch_bytes: int) -> int:
+    """As many as shared memory has room for; none where they cannot share the images by forking."""
+    if sys.platform != "linux" or not os.path.isdir("/dev/shm"):
+        return 0
+    room = shutil.disk_usage("/dev/shm").free // (4 * batch_bytes)
+    return min(4, (os.cpu_count() or 1) - 1, room)
+
+
+# Named sets ---------------------------------------------------------------------------------
 
 
 def _make(name, train_images, train_labels, test_images, test_labels, classes) -> ImageData:
-    pixels = train_images.transpose(0, 1).flatten(1).double() / 255  # (C, N*H*W)
-    spread = pixels.std(1, correction=int(pixels.shape[1] > 1))
+    mean, std = mean_and_std(train_images)
     return ImageData(
         name,
         train_images,
@@ -197,9 +223,35 @@ def _make(name, train_images, train_labels, test_images, test_labels, classes) -
         test_images,
         test_labels.long(),
         tuple(classes),
-        tuple(round(v, 6) for v in pixels.mean(1).tolist()),
-        tuple(round(max(v, 1e-3), 6) for v in spread.tolist()),
+        tuple(round(v, 6) for v in mean.tolist()),
+        tuple(round(max(v, 1e-3), 6) for v in std.tolist()),
     )
+
+
+def mean_and_std(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Measure each channel's mean and standard deviation, for pixels in [0, 1].
+
+    How often each of the 256 values occurs says all, and is counted block by block without
+    rounding: the images may be larger than the memory.
+
+    Shapes: `images` uint8 (N, C, H, W) -> two times float64 (C,).
+    Chapter: 7
+    """
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for block in in_blocks(images):
+        for c in range(len(counts)):
+            counts[c] += torch.bincount(block[:, c].flatten(), minlength=256)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    n = counts.sum(1)
+    mean = (counts * values).sum(1) / n
+    variance = (counts * (values - mean[:, None]) ** 2).sum(1) / (n - 1).clamp(min=1)
+    return mean, variance.sqrt()
+
+
+def in_blocks(images: Tensor) -> tuple[Tensor, ...]:
+    """Split a tensor, which may be a file, into views of about 16 MiB. Chapter: 7."""
+    each = images.nbytes // max(1, len(images))
+    return images.split(max(1, 2**24 // max(1, each)))
 
 
 def _load_digits() -> ImageData:
@@ -214,43 +266,14 @@ def _load_digits() -> ImageData:
     return _make("digits", train, train_labels, test, test_labels, map(str, range(10)))
 
 
-def _load_folder(folder: Path, name: str) -> ImageData:
-    parts, found = {}, {}
-    for part in ("train", "test"):
-        if not (folder / part).is_dir():
-            raise ValueError(f"data folder {folder} must hold train/ and test/, {part}/ is missing")
-        kinds = [p.name for p in (folder / part).iterdir() if p.is_dir()]
-        found[part] = sorted(kind for kind in kinds if not kind.startswith("."))
-    if not found["train"] or found["train"] != found["test"]:
-        raise ValueError(
-            f"data folder {folder} must hold the same class folders in train/ and test/, "
-            f"got {found['train']} and {found['test']}"
-        )
-    for part in ("train", "test"):
-        pictures: list[Tensor] = []
-        labels: list[int] = []
-        for label, kind in enumerate(found[part]):
-            for path in sorted((folder / part / kind).iterdir()):
-                if path.is_file() and not path.name.startswith("."):
-                    pictures.append(_read_same_size(path, pictures))
-                    labels.append(label)
-        for label, kind in enumerate(found[part]):
-            if label not in labels:
-                raise ValueError(f"data folder {folder / part / kind} holds no pictures")
-        parts[part] = torch.stack(pictures), torch.tensor(labels)
-    if parts["train"][0].shape[1:] != parts["test"][0].shape[1:]:
-        raise ValueError(f"pictures in {folder} must have one size in train/ and test/")
-    return _make(name, *parts["train"], *parts["test"], found["train"])
-
-
-def _read_same_size(path: Path, before: list[Tensor]) -> Tensor:
-    picture = _to_tensor(_open_picture(path, "RGB"))
-    if before and picture.shape != before[0].shape:
-        raise ValueError(
-            f"pictures must have one size: {path} is {tuple(picture.shape[1:])}, "
-            f"others are {tuple(before[0].shape[1:])}"
-        )
-    return picture
+def _load_folder(
+    folder: Path, name: str, image_size: tuple[int, int] | None, cache: Path
+) -> ImageData:
+    listed = list_pictures(folder)
+    pixels = read_pictures(listed, image_size, cache)
+    labels = torch.tensor([picture.label for picture in listed.pictures])
+    n = len(listed.train)
+    return _make(name, pixels[:n], labels[:n], pixels[n:], labels[n:], listed.classes)
 
 
 def _download_cifar(name: str, cache: Path) -> ImageData:

@@ -181,6 +181,29 @@ def augmentation_cifar10(profile: Profile) -> dict[str, Any]:
     return _train_arms("augmentation-cifar10", profile, seeds, arms, recipe, model, data, words)
 
 
+def equal_images_cifar10(profile: Profile) -> dict[str, Any]:
+    """What speed-ups that change the arithmetic do to the accuracy. Chapter: 7.
+
+    An arm is precision_batch; "twice" has twice the learning rate. All see the same images.
+    """
+    seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
+    recipe, count, model = _small_cifar(profile)
+    data, words = _first_images(load_data(recipe.data), count, recipe)
+    small, large = profile.pick(ci=(32, 64), cpu=(128, 512), gpu=(128, 1024))
+    large_batch: dict[str, Any] = {"batch_size": large}
+    arms: dict[str, tuple[dict, dict]] = {
+        f"{precision}_{small}": ({}, {"batch_size": small, "precision": precision})
+        for precision in profile.pick(
+            ci=("float32",), cpu=("float32", "bfloat16"), gpu=("float32", "bfloat16", "float16")
+        )
+    }
+    arms[f"float32_{large}"] = ({}, large_batch)
+    twice = {"learning_rate": 2 * recipe.learning_rate}
+    arms[f"float32_{large}_twice"] = ({}, large_batch | twice)
+    model = model | profile.pick(ci={}, cpu={"patch_size": 8}, gpu={"patch_size": 8})
+    return _train_arms("equal-images-cifar10", profile, seeds, arms, recipe, model, data, words)
+
+
 def attention_cost_cpu(profile: Profile) -> dict[str, Any]:
     """Time and memory of attention by hand and fused, on a CPU in float32. Chapter: 3."""
     tokens = profile.pick(ci=[16, 64], cpu=_TOKENS[:7], gpu=_TOKENS[:7])
@@ -400,6 +423,7 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "patch-size-cifar10": patch_size_cifar10,
     "learning-rate-cifar10": learning_rate_cifar10,
     "augmentation-cifar10": augmentation_cifar10,
+    "equal-images-cifar10": equal_images_cifar10,
     "pooling-digits": pooling_digits,
     "attention-digits": attention_digits,
     "norm-digits": norm_digits,

@@ -25,7 +25,7 @@ from safetensors.torch import save as save_safetensors
 from torch import nn
 
 from vitmini.convert import one_line
-from vitmini.data import ImageData
+from vitmini.data import ImageData, in_blocks
 from vitmini.model import ViT, ViTConfig
 from vitmini.optim import Trainer
 from vitmini.recipes import TrainConfig
@@ -60,7 +60,8 @@ def check_run(out: str | Path, config: TrainConfig, resume: bool = False) -> Pat
         return folder
     if not resume:
         raise ValueError(f"{folder} already holds a run: choose another folder, or resume it")
-    theirs = _read_config(folder)["train"]
+    standard = json.loads(json.dumps(dataclasses.asdict(TrainConfig())))
+    theirs = standard | _read_config(folder)["train"]  # an older run lacks newer options
     ours = json.loads(json.dumps(dataclasses.asdict(config)))  # as it reads back
     changed = [k for k in sorted(ours | theirs) if ours.get(k) != theirs.get(k)]
     if changed:
@@ -116,7 +117,8 @@ def data_digest(data: ImageData) -> str:
     """Hash all images and labels, so that a run knows its data again. Chapter: 7."""
     digest = hashlib.sha256()
     for tensor in (data.train_images, data.train_labels, data.test_images, data.test_labels):
-        digest.update(tensor.cpu().numpy().tobytes())
+        for block in in_blocks(tensor):
+            digest.update(block.cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -114,7 +114,12 @@ def measure_loop(
     generator = torch.Generator(device).manual_seed(config.seed)
     ids = torch.arange(count, device=device)
     make = batch_maker(trainer)
-    images, targets = make(data, ids[: config.batch_size], config, generator)
+    pixels, labels = data.train_images, data.train_labels
+
+    def changed(part: Tensor) -> tuple[Tensor, Tensor]:
+        return make(data, pixels[part], labels[part], config, generator)
+
+    images, targets = changed(ids[: config.batch_size])
 
     def fixed() -> None:
         for _ in range(batches):
@@ -122,7 +127,7 @@ def measure_loop(
 
     def prepare() -> None:
         for part in ids.split(config.batch_size):
-            make(data, part, config, generator)
+            changed(part)
 
     ways: dict[str, Callable[[], Any]] = {
         "loop": lambda: train_epoch(trainer, data, ids, config, 1, generator),
@@ -148,7 +153,7 @@ def _set_up(
 
 
 NO_COUNTERPART = (
-    *("degrees", "translate", "scale", "shear", "resized_crop", "trivial", "jitter"),
+    *("degrees", "translate", "scale", "shear", "resized_crop", "trivial", "auto", "jitter"),
     *("erasing", "mixup", "cutmix"),
 )
 

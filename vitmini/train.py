@@ -27,7 +27,7 @@ from vitmini.augment import (
     random_resized_crop,
     trivial_augment,
 )
-from vitmini.data import ImageData
+from vitmini.data import ImageData, fits_on, take_batches
 from vitmini.model import ViT, create_model
 from vitmini.optim import Trainer, build_trainer, learning_rate_at
 from vitmini.recipes import TrainConfig
@@ -82,7 +82,9 @@ def _train(
     history: list[dict[str, float]] = []
     if folder is not None:
         history = open_run(folder, config, model.config, data, trainer)
-    data = data.to(device)
+    stream = not fits_on(device, data) if config.stream is None else config.stream
+    if not stream:
+        data = _move(data, device)
     train_ids, val_ids = split_validation(len(data.train_labels), config)
     train_ids = train_ids.to(device)
 
@@ -90,17 +92,16 @@ def _train(
         start = time.perf_counter()
         with _epoch_randomness(config.seed, epoch, device) as generator, _threads(config):
             record = {"epoch": epoch} | train_epoch(
-                trainer, data, train_ids, config, epoch, generator
+                trainer, data, train_ids, config, epoch, generator, stream
             )
         with _threads(config):
             if len(val_ids):
-                images, labels = data.train_images[val_ids], data.train_labels[val_ids]
-                val = _measure(trainer.evaluated, data, images, labels, autocast=trainer.autocast())
+                own = data.train_images, data.train_labels
+                val = _measure(trainer.evaluated, data, *own, val_ids, autocast=trainer.autocast())
                 record["val_accuracy"] = val["accuracy"]
             record["seconds"] = time.perf_counter() - start
             if epoch == config.epochs:  # the test set is looked at once, after the last epoch
-                images, labels = data.test_images, data.test_labels
-                test = _measure(trainer.evaluated, data, images, labels)
+                test = evaluate(trainer.evaluated, data)
                 record |= {"test_accuracy": test["accuracy"], "test_loss": test["loss"]}
         history.append(record)
         if folder is not None:
@@ -115,6 +116,17 @@ def _train(
     return history
 
 
+def _move(data: ImageData, device: torch.device) -> ImageData:
+    try:
+        return data.to(device)
+    except torch.OutOfMemoryError:
+        size = data.train_images.nbytes + data.test_images.nbytes
+        raise MemoryError(
+            f"the images take {size / 2**30:.1f} GiB, more than the device's memory has left: set "
+            "stream=True"
+        ) from None
+
+
 def train_epoch(
     trainer: Trainer,
     data: ImageData,
@@ -122,6 +134,7 @@ def train_epoch(
     config: TrainConfig,
     epoch: int,
     generator: torch.Generator,
+    stream: bool = False,
 ) -> dict[str, float]:
     """Train once on the images `train_ids` of `data`; return `train_loss` and the last `lr`.
 
@@ -138,13 +151,13 @@ def train_epoch(
     lr, seen = 0.0, sum(map(len, batches))
     total = torch.zeros((), device=trainer.device)
     bad = torch.full((), -1, device=trainer.device)  # the first step whose loss was not finite
-    for i, ids in enumerate(batches):
+    for i, (images, labels) in enumerate(take_batches(data, batches, trainer.device, stream)):
         lr = learning_rate_at((epoch - 1) * len(batches) + i, len(batches), config)
         trainer.set_learning_rate(lr)
-        images, targets = prepare(data, ids, config, generator)
+        images, targets = prepare(data, images, labels, config, generator)
         loss = train_step(trainer, images, targets, config)
         bad = torch.where((bad < 0) & ~loss.isfinite(), i, bad)
-        total += loss * len(ids)
+        total += loss * len(images)
     if bad >= 0:
         raise FloatingPointError(
             f"the loss is not finite from step {int(bad) + 1} of epoch {epoch} on: try a "
@@ -220,19 +233,23 @@ def epoch_order(train_ids: Tensor, config: TrainConfig, generator: torch.Generat
 
 
 def prepare_batch(
-    data: ImageData, ids: Tensor, config: TrainConfig, generator: torch.Generator
+    data: ImageData,
+    images: Tensor,
+    labels: Tensor,
+    config: TrainConfig,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Take images off the whole set and change them as `config` says, on their device.
+    """Change a batch of `data` as `config` says, on the batch's device.
 
     In DeiT's order: geometry, flip, RandAugment or another policy, colours, normalisation,
     erasing, mixing.
 
-    Shapes: `ids` (B,) -> images float (B, C, H, W), normalised; labels (B,), or targets (B, K)
-        after mixing.
+    Shapes: `images` uint8 (B, C, H, W), `labels` (B,) -> images float, normalised; labels (B,),
+        or targets (B, K) after mixing.
     Chapter: 7
     """
-    c, labels = config, data.train_labels[ids]
-    images = data.train_images[ids].float()
+    c = config
+    images = images.float()
     if c.degrees or c.translate or c.scale or c.shear:
         images = random_affine(images, c.degrees, c.translate, c.scale, c.shear, generator)
     if c.resized_crop:
@@ -309,7 +326,8 @@ def evaluate(model: nn.Module, data: ImageData, batch_size: int = 1000) -> dict[
     Shapes: returns `accuracy` in [0, 1] and `loss`, the mean cross-entropy in nats.
     Chapter: 7
     """
-    return _measure(model, data, data.test_images, data.test_labels, batch_size)
+    ids = torch.arange(len(data.test_labels))
+    return _measure(model, data, data.test_images, data.test_labels, ids, batch_size)
 
 
 @torch.no_grad()
@@ -318,20 +336,21 @@ def _measure(
     data: ImageData,
     images: Tensor,
     labels: Tensor,
+    ids: Tensor,
     batch_size: int = 1000,
     autocast: AbstractContextManager | None = None,
 ) -> dict[str, float]:
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     correct, loss = torch.zeros(2, device=device)
-    for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        y = y.to(device)
+    for some in ids.split(batch_size):
+        x, y = images[some].to(device), labels[some].to(device)
         with autocast or nullcontext():
-            logits = model(data.normalize(x.to(device))).float()
+            logits = model(data.normalize(x)).float()
         correct += (logits.argmax(1) == y).sum()
         loss += F.cross_entropy(logits, y, reduction="sum")
     model.train(was_training)
-    return {"accuracy": correct.item() / len(labels), "loss": loss.item() / len(labels)}
+    return {"accuracy": correct.item() / len(ids), "loss": loss.item() / len(ids)}
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from generate import ROOT, chapters, links
+from generate import ROOT, chapters, links, look_up
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
@@ -121,15 +121,34 @@ def mend_html(app: Sphinx, error: Exception | None) -> None:
             path.write_text(mended, encoding="utf-8")
 
 
+def _purpose(name: str) -> str:
+    words = (EXPERIMENTS[name].__doc__ or "").split("\n")[0].split(" Chapter:")[0]
+    return words.replace("`", "")
+
+
+def _results() -> dict[str, Path]:
+    return {path.stem: path for path in sorted((ROOT / "book" / "results").glob("*.json"))}
+
+
 class StoredResults(SphinxDirective):
-    """For each stored result: what it is, on what it was measured, and a table of its metrics."""
+    """For each stored result: what it is, on what it was measured, and a table of its metrics.
+
+    Names as an argument choose some of them.
+    """
+
+    optional_arguments = 1
+    final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
         shown: list[nodes.Node] = []
-        for path in sorted((ROOT / "book" / "results").glob("*.json")):
+        found = _results()
+        for name in self.arguments[0].split() if self.arguments else found:
+            if name not in found:
+                continue
+            path = found[name]
             self.env.note_dependency(str(path))
             r = json.loads(path.read_text(encoding="utf-8"))
-            purpose = (EXPERIMENTS[r["name"]].__doc__ or "").split(" Chapter:")[0].replace("`", "")
+            purpose = _purpose(name)
             versions = ", ".join(f"{k} {v}" for k, v in r["versions"].items())
             where = (
                 f"{purpose} Data: {r['data']}. Measured on {r['date']} on a {r['device']} in "
@@ -140,7 +159,44 @@ class StoredResults(SphinxDirective):
             for name, v in r["metrics"].items():
                 rows.append((name.replace("_", " "), f"{v['mean']:.4g}", f"{v['stderr']:.2g}"))
             shown += [nodes.rubric(text=r["name"]), nodes.paragraph(text=where), _table(rows)]
-        return shown
+        return shown or [nodes.paragraph(text="Nothing of this is measured yet.")]
+
+
+class StillToMeasure(SphinxDirective):
+    """The experiments that have no stored result yet, each with the command that measures it."""
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_reread()  # a new file changes the list
+        rows = [("experiment", "what it measures", "command")]
+        for name in sorted(set(EXPERIMENTS) - set(_results())):
+            rows.append((name, _purpose(name), f"python -m vitmini experiment {name}"))
+        if len(rows) == 1:
+            return [nodes.paragraph(text="Nothing: every experiment has a stored result.")]
+        return [_table(rows)]
+
+
+class Goals(SphinxDirective):
+    """A table of goals; its last column is looked up in a stored result, where there is one.
+
+    Each line: what | the best elsewhere | the goal | NAME:KEY.KEY:FORMAT
+    """
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_reread()
+        rows = [("what", "elsewhere", "goal", "measured here")]
+        for line in self.content:
+            what, elsewhere, goal, where = (part.strip() for part in line.split("|"))
+            name, keys, form = where.split(":", 2)
+            if name not in EXPERIMENTS:
+                raise self.error(f"no experiment {name}")
+            measured = "not yet"
+            if name in _results():
+                result = json.loads(_results()[name].read_text(encoding="utf-8"))
+                measured = f"{format(look_up(result, keys), form)} ({result['device']})"
+            rows.append((what, elsewhere, goal, measured))
+        return [_table(rows)]
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> nodes.table:
@@ -166,4 +222,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("build-finished", mend_html)
     app.add_js_file("course.js", loading_method="defer")
     app.add_directive("stored-results", StoredResults)
+    app.add_directive("still-to-measure", StillToMeasure)
+    app.add_directive("goals", Goals)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -223,8 +223,8 @@ def epoch_order(train_ids: Tensor, config: TrainConfig, generator: torch.Generat
     different random changes, so that a batch sees an image in several forms.
 
     Shapes: indices (N,) -> (N,), int64.
-    Source: Hoffer et al. 2020; Touvron et al. 2021, Table 9. DeiT's sampler repeats only when
-        training is distributed; this one does not care.
+    Source: Hoffer et al. 2020; Touvron et al. 2021, Table 9. DeiT's sampler is written for
+        several processes; this one does not care how many there are.
     Chapter: 7
     """
     count = len(train_ids)

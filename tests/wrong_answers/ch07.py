@@ -58,6 +58,10 @@ def blocks_from_0(name, last):
     return right(name, last) - name.startswith("blocks.")
 
 
+def every_norm_with_the_head(name, last):
+    return last if "norm" in name else right(name, last)
+
+
 def only_the_blocks(model, decay):
     every = rates(right)(model, decay)
     return {name: rate for name, rate in every.items() if name.startswith("blocks.")}
@@ -145,7 +149,7 @@ def share_of(factor, turn=False):
 WRONG = {
     "trapezoid": [
         (schedule(first=0), "the first step should already have a rate above 0"),
-        (schedule(last=1), "the last step should still have a rate above 0"),
+        (schedule(last=1), "the fall should end above 0"),
         (schedule(straight=False), "half a cosine"),
         (schedule(use_peak=False), "is peak used"),
         (schedule(hold=False), "stay at the peak"),
@@ -159,6 +163,7 @@ WRONG = {
         (rates(head_with_the_last_block), "a layer of their own"),
         (rates(blocks_from_0), "the first block is layer 1"),
         (rates(right, lambda layer, last: 0), "all of them have the rate of the head"),
+        (rates(every_norm_with_the_head), "only the last norm"),
         (only_the_blocks, "is missing"),
         (one_a_block, "is missing"),
     ],

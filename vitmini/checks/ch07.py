@@ -33,7 +33,7 @@ def trapezoid(function: Callable[..., Any]) -> None:
                 "the first step should already have a rate above 0: (step + 1) / warmup": (
                     peak * step / warmup if step < warmup else math.nan
                 ),
-                "the last step should still have a rate above 0: total - step steps are left": (
+                "the fall should end above 0: total - step steps are left, this one counted": (
                     peak * (total - 1 - step) / cooldown if total - step <= cooldown else math.nan
                 ),
                 "that is half a cosine: here the rate falls in a straight line": _cosine(
@@ -104,11 +104,13 @@ def layer_rates(function: Callable[[ViT, float], Any]) -> None:
             expect(not all(_close(got[n], wrong[n]) for n in names), message)
         for name in names:
             digit = name.startswith("blocks.1") and config.depth > 10
+            inner = ".norm" in name and _close(got[name], 1.0)
             expect(
                 _close(got[name], target[name]),
                 f"depth {config.depth}, decay {decay}: {name} should have {target[name]:.4g}, "
                 f"got {got[name]:.4g}"
-                + (": block 10 is not block 1, take the whole number" if digit else ""),
+                + (": block 10 is not block 1, take the whole number" if digit else "")
+                + (": only the last norm, `norm.`, is layer L + 1" if inner else ""),
             )
     confirm("7.2", "every parameter has the rate of its layer")
 
@@ -199,7 +201,10 @@ def cutmix(function: Callable[..., Any]) -> None:
                 ),
             },
         )
-        expect(same(mixed, _pasted(images, box)), "the images are not pasted as the box says")
+        expect(
+            same(mixed, _pasted(images, box)),
+            "the images are not pasted as the box says: bottom and right are not included",
+        )
         target = targets * share + targets.flip(0) * (1 - share)
         expect_no_slip(
             soft,

@@ -456,8 +456,9 @@ def test_images_stay_off_a_device_that_they_would_fill_by_half(digits, monkeypat
 
 
 def test_unknown_data_is_refused():
-    with pytest.raises(ValueError, match="digits, cifar10, cifar100 or a folder"):
-        vm.load_data("mnist")
+    for name in ("mnist", "", "a\0b", "x" * 5000):
+        with pytest.raises(ValueError, match="digits, cifar10, cifar100 or a folder"):
+            vm.load_data(name)
 
 
 def test_read_image_fits_any_picture_to_the_model(tmp_path):

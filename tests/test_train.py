@@ -276,6 +276,15 @@ def test_metrics_that_were_lost_are_written_again(copy):
     assert (copy / "metrics.jsonl").read_bytes() == whole
 
 
+def test_a_name_of_data_means_the_same_beside_a_folder_of_that_name(tmp_path, monkeypatch):
+    """The first run makes a folder digits/, and the second one is to go on in it."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert main([*TRAIN, "--epochs", "1", "--resume", "--out", "digits"]) == 0
+        assert "digits: 1 epoch, test accuracy" in out.getvalue()
+
+
 def test_a_folder_of_data_is_found_from_elsewhere_and_known_again(tmp_path, monkeypatch):
     from PIL import Image
 

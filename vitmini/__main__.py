@@ -131,7 +131,8 @@ def _train(args: argparse.Namespace) -> None:
     device = _device(args.device)
     if not args.out:
         raise ValueError("out must name a folder, got ''")
-    if config.data and Path(config.data).is_dir():  # found again from any other folder
+    # A folder is to be found again from any other one; a name means the same beside any folder.
+    if config.data not in NAMES and config.data and Path(config.data).is_dir():
         config = dataclasses.replace(config, data=str(Path(config.data).resolve()))
     check_run(args.out, config, args.resume)
     if config.data in NAMES and config.image_size is None:

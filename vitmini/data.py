@@ -89,7 +89,7 @@ def load_data(
         if (cache / name / "train").is_dir():
             return _load_folder(cache / name, name, None, cache)
         return _download_cifar(name, cache)
-    if name and Path(name).is_dir():
+    if os.path.isdir(name):
         return _load_folder(Path(name), Path(name).resolve().name, size, cache)
     raise ValueError(
         f"data must be digits, cifar10, cifar100 or a folder that exists, got {name!r}"

@@ -311,6 +311,29 @@ def test_a_system_without_locks_goes_without(tmp_path, monkeypatch):
         assert (tmp_path / "new").is_dir()
 
 
+def test_a_lock_ends_with_its_process_though_a_worker_lives_on(tmp_path):
+    """As a worker that fetches batches does, for seconds, when its run is killed."""
+    (ours, his), (ready, begun) = os.pipe(), os.pipe()
+    with runs.lock_run(tmp_path):
+        worker = os.fork()
+        if not worker:
+            os.close(his)
+            os.write(begun, b"x")
+            os.read(ours, 1)
+            os._exit(0)
+        os.read(ready, 1)
+        with pytest.raises(ValueError, match="by another run"), runs.lock_run(tmp_path):
+            pass
+    try:
+        with runs.lock_run(tmp_path):
+            pass
+    finally:
+        os.close(his)
+        os.waitpid(worker, 0)
+        for end in (ours, ready, begun):
+            os.close(end)
+
+
 def test_a_lock_ends_with_its_block_and_with_an_error(tmp_path):
     for _ in range(2):
         with pytest.raises(KeyError), runs.lock_run(tmp_path):

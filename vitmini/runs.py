@@ -73,6 +73,9 @@ def check_run(out: str | Path, config: TrainConfig, resume: bool = False) -> Pat
         return folder
 
 
+_locks: set[int] = set()  # descriptors of the folders that this process writes to
+
+
 @contextmanager
 def lock_run(folder: Path) -> Iterator[None]:
     """Make a run's folder, and let nobody else write a run there while the block lasts.
@@ -85,11 +88,24 @@ def lock_run(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = _lock(folder)
+    if descriptor is not None:
+        _locks.add(descriptor)
     try:
         yield
     finally:
-        if descriptor is not None:
+        if descriptor in _locks:
+            _locks.remove(descriptor)
             os.close(descriptor)
+
+
+def _leave_locks() -> None:
+    """A forked worker lives on for seconds after a run that was killed: the lock must not."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_locks)
 
 
 def _lock(folder: Path) -> int | None:

@@ -223,6 +223,18 @@ def test_a_drive_that_cannot_sync_is_believed(digits, tmp_path, monkeypatch, num
     assert (tmp_path / "a").read_text() == "b"
 
 
+def test_a_write_follows_no_link_and_leaves_no_half_behind(tmp_path, monkeypatch):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / ".a.part").symlink_to("precious")
+    (tmp_path / "a").symlink_to("precious")
+    runs.write_whole(tmp_path / "a", "b")
+    assert (tmp_path / "a").read_text() == "b" and (tmp_path / "precious").read_text() == "precious"
+    monkeypatch.setattr(runs.os, "fsync", fail(errno.ENOSPC))
+    with pytest.raises(OSError, match=r"cannot write .*a \(No space left"):
+        runs.write_whole(tmp_path / "a", "c")
+    assert {p.name for p in tmp_path.iterdir()} == {"a", "precious"}
+
+
 def test_a_disk_that_fails_to_sync_is_not_believed(tmp_path, monkeypatch):
     (tmp_path / "a").write_text("before")
     monkeypatch.setattr(runs.os, "fsync", fail(errno.EIO))

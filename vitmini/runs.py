@@ -14,7 +14,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +309,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
             _sync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
+        with suppress(OSError):  # half of it would keep a full disk full
+            temporary.unlink(missing_ok=True)
         raise OSError(
             f"cannot write {path} ({error.strerror or error}): is the disk full, or the drive "
             "gone? What was written before is whole: resume when the folder is back"

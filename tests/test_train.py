@@ -203,6 +203,20 @@ def spoil_moment(c):
     c["optimizers"][0]["state"][0]["exp_avg"] = torch.zeros(3)  # the fused step would read past it
 
 
+def spoil_memory(c):
+    """One number that claims to be a matrix: the fused step would write past it."""
+    state = c["optimizers"][0]["state"][0]
+    state["exp_avg"] = torch.zeros(1).expand(state["exp_avg"].shape)
+
+
+def spoil_step(c):
+    c["optimizers"][0]["state"][0]["step"] = torch.tensor(3)
+
+
+def spoil_type(c):
+    c["model"]["head.bias"] = c["model"]["head.bias"] * 1j
+
+
 def spoil_group(c):
     c["optimizers"][0]["param_groups"][0]["maximize"] = True
 
@@ -217,6 +231,12 @@ def spoil_weight(c):
         (spoil_moment, "another shape"),
         (spoil_group, "other settings"),
         (spoil_weight, "head.bias"),
+        (spoil_memory, "lies in memory in another way"),
+        (spoil_step, "another shape or type"),
+        (spoil_type, "head.bias is of another type"),
+        (lambda c: c["model"]["head.bias"].fill_(math.nan), "head.bias is not finite: begin"),
+        (lambda c: c["optimizers"][0]["state"][1]["exp_avg_sq"].fill_(math.inf), "not finite"),
+        (lambda c: c["history"][0].update(train_loss=math.nan), "more than numbers"),
         (lambda c: c["optimizers"][0]["param_groups"].pop(), "does not fit"),
         (lambda c: c["optimizers"][0]["param_groups"][0].pop("betas"), "other settings"),
         (lambda c: c["optimizers"][0]["state"].pop(0), "does not fit"),
@@ -252,6 +272,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(copy, spoil, words):
         ("data", "sha256", None),
         ("model", "mlp_ratio", math.inf),
         ("model", "dim", 10**9),
+        ("model", "depth", 10**9),
         ("model", "dim", "64"),
         ("model", "surprise", 1),
     ],
@@ -262,6 +283,33 @@ def test_a_hostile_config_is_refused(copy, part, field, value):
     (copy / "config.json").write_text(json.dumps(description))
     for command in (("evaluate", copy), ("predict", copy, "x.png")):
         assert "damaged or not this run's" in refused(*command)
+
+
+@pytest.mark.parametrize("name", ["config.json", "checkpoint.pt", "model.safetensors"])
+def test_a_pipe_or_a_device_is_not_waited_for(copy, name):
+    """Where there is no such check, this test has no end."""
+    command = (*TRAIN, "--epochs", "3", "--resume", "--out", copy)
+    command = ("evaluate", copy) if name == "model.safetensors" else command
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    assert name in refused(*command)
+    (copy / name).unlink()
+    (copy / name).symlink_to("/dev/zero")
+    assert name in refused(*command)
+
+
+@pytest.mark.parametrize(
+    "spoiled",
+    [{"scale": "x"}, {"scale": math.inf}, {"growth_factor": 1e9}, {"_growth_tracker": -1}],
+)
+def test_a_checkpoint_with_another_loss_scaling_is_refused(digits, tmp_path, spoiled):
+    config = dataclasses.replace(SHORT, epochs=1, precision="float16")
+    vm.train(tiny(), few(digits), config, out=tmp_path)
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    checkpoint["scaler"].update(spoiled)
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="loss scaling has other settings"):
+        vm.train(tiny(), few(digits), config, out=tmp_path, resume=True)
 
 
 def test_a_config_of_endless_brackets_is_refused(copy):

@@ -23,6 +23,7 @@ _MEMORY = {
     "SGD": {"momentum_buffer"},
     "Muon": {"momentum_buffer"},
 }
+_ANEW = "begin another run, with a lower learning_rate"
 
 
 def learning_rate_at(step: int, steps_per_epoch: int, config: TrainConfig) -> float:
@@ -226,6 +227,11 @@ class Trainer:
             raise ValueError(f"it must hold {', '.join(sorted(wanted))}")
         for optimizer, given in zip(self.optimizers, state["optimizers"], strict=True):
             _check_optimizer(given, optimizer)
+        modules = {"model": self.model, "average": self.average}
+        for part in wanted & set(modules):
+            _check_numbers(state[part], modules[part])
+        if self.scaler.is_enabled():
+            _check_scaler(state["scaler"], self.scaler)
         self.model.load_state_dict(state["model"])
         for optimizer, given in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(given)
@@ -241,7 +247,6 @@ class Trainer:
 def build_trainer(model: nn.Module, config: TrainConfig) -> Trainer:
     """Put together what training `model` by `config` needs, on the model's device.
 
-    Raises: `ValueError` as `build_optimizers` does.
     Chapter: 7
     """
     device = next(model.parameters()).device
@@ -272,7 +277,8 @@ def _update_average(average: AveragedModel, model: nn.Module, decay: float) -> N
 
 
 def _check_optimizer(given: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Compare with the fresh optimizer: a fused step trusts shapes and would crash on others."""
+    """Compare with the fresh optimizer: a fused step trusts shapes, types and that a tensor's
+    memory holds all its elements, and would else write where other things lie."""
     fresh = optimizer.state_dict()["param_groups"]
     for ours, theirs in zip(fresh, given["param_groups"], strict=True):
         if {**ours, "lr": 0} != {**theirs, "lr": 0}:
@@ -284,7 +290,27 @@ def _check_optimizer(given: dict[str, Any], optimizer: torch.optim.Optimizer) ->
         if set(state) != _MEMORY[kind]:
             raise ValueError(f"its optimizer state is not {kind}'s")
         for name, value in state.items():
-            shape = () if name == "step" else parameter.shape
-            same_type = name == "step" or value.dtype == parameter.dtype
-            if value.shape != shape or not same_type:
+            like = torch.zeros(()) if name == "step" else parameter
+            if (value.shape, value.dtype) != (like.shape, like.dtype):
                 raise ValueError(f"its {name} {i} has another shape or type than the parameter")
+            if value.is_contiguous() != like.is_contiguous():
+                raise ValueError(f"its {name} {i} lies in memory in another way")
+            if not value.isfinite().all():
+                raise ValueError(f"its {name} {i} is not finite: {_ANEW}")
+
+
+def _check_numbers(given: dict[str, Tensor], module: nn.Module | None) -> None:
+    types = {} if module is None else {k: v.dtype for k, v in module.state_dict().items()}
+    for name, value in given.items():
+        if value.dtype != types.get(name, value.dtype):
+            raise ValueError(f"its {name} is of another type")
+        if not value.isfinite().all():
+            raise ValueError(f"its {name} is not finite: {_ANEW}")
+
+
+def _check_scaler(given: dict[str, Any], scaler: torch.amp.GradScaler) -> None:
+    scale, count, fresh = given["scale"], given["_growth_tracker"], scaler.state_dict()
+    same = {**given, "scale": fresh["scale"], "_growth_tracker": 0} == fresh
+    known = type(scale) is float and type(count) is int
+    if not (same and known and 0 < scale < math.inf and 0 <= count <= fresh["growth_interval"]):
+        raise ValueError("its loss scaling has other settings")

@@ -188,7 +188,7 @@ def _check_history(history: Any, epochs: int) -> list[dict[str, float]]:
     for i, record in enumerate(history, start=1):
         if not isinstance(record, dict):
             raise ValueError("its history holds more than records")
-        if not all(type(value) in (int, float) for value in record.values()):
+        if not all(type(v) in (int, float) and abs(v) < math.inf for v in record.values()):
             raise ValueError("its history holds more than numbers")
         wanted = keys | ({"test_accuracy", "test_loss"} if i == epochs else set())
         if set(record) - {"val_accuracy"} != wanted or record["epoch"] != i:
@@ -237,7 +237,9 @@ def load_run(folder: str | Path) -> tuple[ViT, dict[str, Any]]:
         fields: dict[str, Any] = description["model"]
         vit_config = ViTConfig(**fields)
         _check_data(description, vit_config)
-        weights = load_safetensors(path.read_bytes())
+        weights = load_safetensors(_read_bytes(path))
+        if vit_config.depth > len(weights):  # it would be built for ever
+            raise ValueError(f"it holds no weights for {vit_config.depth} blocks")
         with torch.device("meta"):  # no memory yet: the shapes may be anything
             shapes = {k: (v.shape, v.dtype) for k, v in ViT(vit_config).state_dict().items()}
         if {k: (v.shape, v.dtype) for k, v in weights.items()} != shapes:
@@ -271,7 +273,7 @@ def _check_data(description: dict[str, Any], config: ViTConfig) -> None:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        description = json.loads(path.read_text())
+        description = json.loads(_read_bytes(path))
         if not all(isinstance(description[part], dict) for part in ("train", "model", "data")):
             raise ValueError("a part is missing")
     except FileNotFoundError:
@@ -285,7 +287,8 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about formats that it then refuses
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            content = io.BytesIO(_read_bytes(path))
+            checkpoint = torch.load(content, map_location="cpu", weights_only=True)
         if not isinstance(checkpoint, dict):
             raise ValueError("it holds no dictionary")
     except Exception:  # torch, pickle and zipfile each have their own
@@ -293,6 +296,12 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is damaged, or holds more than tensors and plain values: nothing was run"
         ) from None
     return checkpoint
+
+
+def _read_bytes(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe would be waited for, a device has no end
+        raise ValueError("it is no regular file")
+    return path.read_bytes()
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -303,7 +312,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.part")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)  # a link that lies there would lead to another file
+        with open(temporary, "xb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             _sync(file.fileno())

@@ -10,11 +10,14 @@ import json
 import math
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, vitmini
@@ -395,7 +398,7 @@ def test_predict_names_the_classes_of_pictures(run, tmp_path, digits):
         (("fly",), "invalid choice"),
         (("train",), "--recipe"),
         (("train", "--recipe", "nothing", "--out", "x"), "recipe must be one of digits"),
-        ((*TRAIN, "--out", "x", "--epochs", "0"), "epochs must be a positive int"),
+        ((*TRAIN, "--out", "x", "--epochs", "0"), "epochs must be an int of 1 or more"),
         ((*TRAIN, "--out", "x", "--epochs", "many"), "invalid int"),
         ((*TRAIN, "--out", "x", "--seed", "-1"), "seed must be"),
         ((*TRAIN, "--out", "x", "--data", "nowhere"), "data must be"),
@@ -581,6 +584,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits):
 def test_settings_that_make_no_sense_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
         vm.TrainConfig(**{field: value})
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(vm.TrainConfig)])
+def test_settings_of_another_type_are_refused_by_name(field):
+    """What a form, a table or numpy may hand over; `config.json` could not even hold some of it."""
+    values = ["1", "", b"1", None, True, 1.5, math.nan, math.inf, -1, 10**400, [1], {"name": 1}]
+    values += [np.int64(3), np.float32(0.5), torch.tensor(1), Path("x"), {}, {3: 1}, {"dim": "x"}]
+    for value in values:
+        try:
+            config = vm.TrainConfig(**{field: value})
+        except ValueError as error:
+            name = "dim|model_options" if field == "model_options" else field
+            assert re.search(name, str(error)) and "\n" not in str(error)
+        else:
+            assert json.loads(json.dumps(dataclasses.asdict(config)))[field] == value
 
 
 # Optimizers, precision, averages, memory -----------------------------------------------------
@@ -1037,7 +1055,7 @@ def test_images_are_changed_in_deits_order(digits, monkeypatch):
     ],
 )
 def test_settings_that_make_no_sense_are_refused_at_once(field, value):
-    words = {"model": "name must be", "model_options": "width|num_heads|dim|data"}.get(field, field)
+    words = {"model_options": "model_options|num_heads|dim|data"}.get(field, field)
     with pytest.raises(ValueError, match=words):
         vm.TrainConfig(**{field: value})
 

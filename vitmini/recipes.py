@@ -6,28 +6,28 @@ Chapter: 7.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from vitmini.model import get_config
+from vitmini.model import ViTConfig, get_config, list_models
 
 _CHOICES = {
     "optimizer": ("adamw", "sgd", "muon"),
     "precision": ("auto", "float32", "bfloat16", "float16"),
 }
-_NOT_NEGATIVE = (
-    "weight_decay",
-    "warmup",
-    "degrees",
-    "translate",
-    "scale",
-    "shear",
-    "crop",
-    "rand_ops",
-    "jitter",
-    "mixup",
-    "cutmix",
-)
+# The least and the largest value of each whole number, and of each other one.
+_WHOLE = {
+    **dict.fromkeys(("epochs", "batch_size", "accumulate", "repeats", "save_every"), (1, math.inf)),
+    **dict.fromkeys(("crop", "rand_ops"), (0, math.inf)),
+    "rand_magnitude": (0, 30),
+    "seed": (0, 2**32 - 1),
+}
+_NUMBERS = {
+    **dict.fromkeys(("weight_decay", "warmup", "degrees", "translate", "shear"), (0, math.inf)),
+    **dict.fromkeys(("jitter", "mixup", "cutmix"), (0, math.inf)),
+    **dict.fromkeys(("resized_crop", "erasing", "switch"), (0, 1)),
+}
 
 
 @dataclass(frozen=True)
@@ -103,25 +103,22 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "repeats", "save_every"):
+        for name, (least, largest) in _WHOLE.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive int, got {value!r}")
+            if not (_is_number(value, int) and least <= value <= largest):
+                raise ValueError(f"{name} must be an int {_span(least, largest)}, got {value!r}")
+        for name, (least, largest) in _NUMBERS.items():
+            value = getattr(self, name)
+            if not (_is_number(value) and least <= value <= largest):
+                raise ValueError(f"{name} must be a number {_span(least, largest)}, got {value!r}")
         for name in ("learning_rate", "clip_norm"):
             value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"{name} must be positive and finite, got {value!r}")
-        for name in _NOT_NEGATIVE:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
-        for name in ("label_smoothing", "val_share", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
-        for name in ("resized_crop", "erasing", "switch"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")
-        if not 0 <= self.rand_magnitude <= 30:
-            raise ValueError(f"rand_magnitude must be from 0 to 30, got {self.rand_magnitude!r}")
+            if not (_is_number(value) and value > 0):
+                raise ValueError(f"{name} must be a positive and finite number, got {value!r}")
+        for name in ("label_smoothing", "val_share", "ema", "scale"):
+            value = getattr(self, name)
+            if not (_is_number(value) and 0 <= value < 1):
+                raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
         for name in ("flip", "trivial", "auto", "compile"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -137,17 +134,33 @@ class TrainConfig:
                 )
         if self.accumulate > self.batch_size:
             raise ValueError(f"accumulate must not exceed batch_size, got {self.accumulate}")
-        for name in ("image_size", "in_channels", "num_classes"):
-            if name in self.model_options:
+        if not isinstance(self.data, str):
+            raise ValueError(f"data must be a str, a name or a folder, got {self.data!r}")
+        if self.model not in list_models():
+            raise ValueError(f"model must be one of {', '.join(list_models())}, got {self.model!r}")
+        if not isinstance(self.model_options, dict):
+            raise ValueError(f"model_options must be a dict, got {self.model_options!r}")
+        for name in self.model_options:
+            if name in ("image_size", "in_channels", "num_classes"):
                 raise ValueError(f"model_options must not hold {name}: the data decides it")
+            if name not in ViTConfig.__dataclass_fields__:
+                raise ValueError(f"model_options must hold fields of ViTConfig, got {name!r}")
         size = {} if self.image_size is None else {"image_size": self.image_size}
         get_config(self.model, **size, **self.model_options)
         if not (self.stream is None or isinstance(self.stream, bool)):
             raise ValueError(f"stream must be True, False or None, got {self.stream!r}")
-        if self.cpu_threads is not None and self.cpu_threads < 1:
-            raise ValueError(f"cpu_threads must be positive or None, got {self.cpu_threads!r}")
-        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be an int from 0 to 2**32 - 1, got {self.seed!r}")
+        threads = self.cpu_threads
+        if threads is not None and not (_is_number(threads, int) and threads >= 1):
+            raise ValueError(f"cpu_threads must be a positive int or None, got {threads!r}")
+
+
+def _is_number(value: Any, kind: Any = (int, float)) -> bool:
+    plain = isinstance(value, kind) and not isinstance(value, bool)
+    return plain and abs(value) <= sys.float_info.max
+
+
+def _span(least: float, largest: float) -> str:
+    return f"of {least} or more" if largest == math.inf else f"from {least} to {largest}"
 
 
 @dataclass(frozen=True)

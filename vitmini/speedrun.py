@@ -188,7 +188,7 @@ def _throughput(name: str, profile: Profile, device: str) -> dict[str, Any]:
     data = load_data(recipe.data)
     plain = dataclasses.replace(  # what has a counterpart among PIL's pictures
         recipe,
-        **dict[str, Any](dict.fromkeys(NO_COUNTERPART, False)),
+        **{name: getattr(TrainConfig(), name) for name in NO_COUNTERPART},
         crop=data.train_images.shape[-1] // 8,
         flip=True,
         rand_ops=1,

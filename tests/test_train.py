@@ -551,6 +551,59 @@ def test_validation_images_are_never_trained_on(digits):
     assert torch.equal(val, other)
 
 
+def broken(data, **changes):
+    return dataclasses.replace(data, **{k: f(getattr(data, k)) for k, f in changes.items()})
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"model": "vit_digits"}, "model must be a ViT"),
+        ({"model": torch.nn.Linear(2, 2)}, "model must be a ViT"),
+        ({"data": "digits"}, "data must be an ImageData"),
+        ({"config": "digits"}, "config must be a TrainConfig"),
+        ({"config": {"epochs": 1}}, "config must be a TrainConfig"),
+        ({"on_epoch": 3}, "on_epoch must be a function"),
+        ({"out": 3}, "out must name a folder"),
+        ({"out": ""}, "out must name a folder"),
+        ({"model": {"num_classes": 5}}, r"a class for each of the data's 10, got num_classes=5"),
+        ({"model": {"num_classes": 20}}, "got num_classes=20"),
+        ({"train_images": lambda x: x / 255}, "train_images must be uint8"),
+        ({"test_images": lambda x: x[:, 0]}, r"test_images must be uint8 .* \(360, 8, 8\)"),
+        ({"train_labels": lambda y: y[:5]}, r"train_labels must be int64 \(1437,\)"),
+        ({"train_labels": lambda y: y.int()}, "train_labels must be int64"),
+        ({"train_labels": lambda y: y + 5}, "train_labels must be from 0 to 9, got 5 to 14"),
+        ({"test_labels": lambda y: y - 1}, "test_labels must be from 0 to 9, got -1 to 8"),
+        ({"test_images": lambda x: x[:0], "test_labels": lambda y: y[:0]}, "at least one image"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused_by_name(digits, monkeypatch, tmp_path, more, words):
+    monkeypatch.chdir(tmp_path)
+    given = {"model": vm.create_model("vit_digits"), "data": digits, "config": SHORT}
+    changes = {k: more[k] for k in more if k.startswith(("train_", "test_"))}
+    given |= {k: v for k, v in more.items() if k not in changes}
+    given |= {"data": broken(digits, **changes)} if changes else {}
+    if isinstance(given["model"], dict):
+        given["model"] = vm.create_model("vit_digits", **given["model"])
+    with pytest.raises(ValueError, match=words):
+        vm.train(**{"out": tmp_path / "run"} | given)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, "8", None])
+def test_what_cannot_be_measured_is_refused_by_name(digits, size):
+    model = vm.create_model("vit_digits")
+    with pytest.raises(ValueError, match="batch_size must be"):
+        vm.evaluate(model, digits, size)
+    with pytest.raises(ValueError, match="data must be"):
+        vm.evaluate(model, "digits")
+    with pytest.raises(ValueError, match="model must be"):
+        vm.evaluate("digits", digits)
+    none = broken(digits, test_images=lambda x: x[:0], test_labels=lambda y: y[:0])
+    with pytest.raises(ValueError, match="data must hold test images"):
+        vm.evaluate(model, none)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(digits):
     config = dataclasses.replace(vm.RECIPES["digits"], epochs=1, learning_rate=1e30)
     with pytest.raises(FloatingPointError, match=r"epoch 1 on: try a learning_rate below 1e\+30"):

@@ -129,8 +129,6 @@ def _train(args: argparse.Namespace) -> None:
     given = {k: getattr(args, k) for k in options if getattr(args, k) is not None}
     config = dataclasses.replace(RECIPES[args.recipe], **given)
     device = _device(args.device)
-    if not args.out:
-        raise ValueError("out must name a folder, got ''")
     # A folder is to be found again from any other one; a name means the same beside any folder.
     if config.data not in NAMES and config.data and Path(config.data).is_dir():
         config = dataclasses.replace(config, data=str(Path(config.data).resolve()))

@@ -48,10 +48,12 @@ _DAMAGE = (
 def check_run(out: str | Path, config: TrainConfig, resume: bool = False) -> Path:
     """Refuse a folder that a run must not be written to, before any data is read.
 
-    Raises: `ValueError` when `out` is a file, holds a run already (without `resume`), holds the
-        run of another configuration (with it), or is being written to by another process.
+    Raises: `ValueError` when `out` is no path or a file, holds a run already (without `resume`),
+        holds the run of another configuration (with it), or is being written to by another process.
     Chapter: 7
     """
+    if not isinstance(out, (str, Path)) or not str(out):
+        raise ValueError(f"out must name a folder, got {out!r}")
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; out must be a folder")

@@ -52,21 +52,59 @@ def train(
     those of the averaged weights, and at the end `model` has them.
 
     Shapes: accuracies in [0, 1]; `lr` is the epoch's last; `seconds` is the epoch's wall time.
-    Raises: `ValueError` when the model is distilled, when `out` holds a run already (without
-        `resume`) or another run (with it) or is being written to by another process, or when the
-        checkpoint is damaged; `FloatingPointError` when the loss is not finite; `MemoryError` when
-        the device's memory does not hold a batch, with a size that does; `OSError` when `out`
-        cannot be written to any more.
+    Raises: `ValueError` when the model is distilled or not for such data, when `out` holds a run
+        already (without `resume`) or another run (with it) or is being written to by another
+        process, or when the checkpoint is damaged; `FloatingPointError` when the loss is not
+        finite; `MemoryError` when the device's memory does not hold a batch, with a size that does;
+        `OSError` when `out` cannot be written to any more.
     Source: Touvron et al. 2021, section 6 and Table 9.
     Chapter: 7
     """
+    if not isinstance(config, TrainConfig):
+        raise ValueError(f"config must be a TrainConfig, such as RECIPES['digits'], got {config!r}")
+    if on_epoch is not None and not callable(on_epoch):
+        raise ValueError(f"on_epoch must be a function of a record, got {on_epoch!r}")
+    _check_data(model, data)
     if model.config.distilled:
         raise ValueError("model must have one head: distilled=True needs a teacher to learn from")
+    if len(data.classes) != model.config.num_classes:
+        raise ValueError(
+            f"model must have a class for each of the data's {len(data.classes)}, got "
+            f"num_classes={model.config.num_classes}"
+        )
     if out is None:
         return _train(model, data, config, None, on_epoch)
     folder = check_run(out, config, resume)
     with lock_run(folder):
         return _train(model, data, config, folder, on_epoch)
+
+
+def _check_data(model: nn.Module, data: ImageData) -> None:
+    """Refuse what would fail late, or be learned from without a word."""
+    if not isinstance(data, ImageData):
+        raise ValueError(f"data must be an ImageData, as load_data gives it, got {data!r}")
+    if not (isinstance(model, nn.Module) and hasattr(model, "config")):
+        raise ValueError(f"model must be a ViT of vitmini, got {type(model).__name__}")
+    classes = len(data.classes)
+    for part in ("train", "test"):
+        images, labels = getattr(data, f"{part}_images"), getattr(data, f"{part}_labels")
+        if images.dtype != torch.uint8 or images.ndim != 4:
+            raise ValueError(
+                f"{part}_images must be uint8 (N, C, H, W), got {images.dtype} "
+                f"{tuple(images.shape)}"
+            )
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"{part}_labels must be int64 ({len(images)},), one for each image, got "
+                f"{labels.dtype} {tuple(labels.shape)}"
+            )
+        if not len(images):
+            raise ValueError(f"{part}_images must hold at least one image")
+        least, largest = labels.aminmax()
+        if least < 0 or largest >= classes:
+            raise ValueError(
+                f"{part}_labels must be from 0 to {classes - 1}, got {int(least)} to {int(largest)}"
+            )
 
 
 def _train(
@@ -324,8 +362,17 @@ def evaluate(model: nn.Module, data: ImageData, batch_size: int = 1000) -> dict[
     """Measure a model on the test images, in evaluation mode and float32.
 
     Shapes: returns `accuracy` in [0, 1] and `loss`, the mean cross-entropy in nats.
+    Raises: `ValueError` for data without test images, and a `batch_size` below 1.
     Chapter: 7
     """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a model of PyTorch, got {model!r}")
+    if not isinstance(data, ImageData):
+        raise ValueError(f"data must be an ImageData, as load_data gives it, got {data!r}")
+    if not len(data.test_labels):
+        raise ValueError("data must hold test images, these have none")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size must be a positive int, got {batch_size!r}")
     ids = torch.arange(len(data.test_labels))
     return _measure(model, data, data.test_images, data.test_labels, ids, batch_size)
 

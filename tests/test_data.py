@@ -295,6 +295,19 @@ def test_broken_pictures_are_all_counted_and_three_are_named(folder, monkeypatch
         vm.load_data(folder, image_size=8)
 
 
+def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
+    """Pillow hands PostScript to Ghostscript, however the file is called."""
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("it was run"))
+    code = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    (tmp_path / "a.png").write_text(code)
+    with pytest.raises(
+        ValueError, match=r"a\.png as a picture: no picture of a known kind: .*JPEG"
+    ):
+        read_image(tmp_path / "a.png", 3, (8, 8))
+
+
 def test_a_picture_that_vanishes_is_named(folder):
     listed = list_pictures(folder)
     (folder / "train/dog/2.png").unlink()

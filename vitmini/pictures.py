@@ -53,10 +53,11 @@ def decode(path: str | Path, mode: str, image_size: tuple[int, int] | None = Non
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    formats = _formats()
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
             raise ValueError("it is no regular file")
-        with Image.open(path) as file:
+        with Image.open(path, formats=formats) as file:
             if image_size is not None:  # a JPEG much larger than that is decoded smaller at once
                 file.draft(None, (2 * max(image_size),) * 2)
             file.load()
@@ -64,7 +65,7 @@ def decode(path: str | Path, mode: str, image_size: tuple[int, int] | None = Non
         if image_size is not None and picture.size != image_size[::-1]:
             picture = ImageOps.fit(picture, image_size[::-1], Image.Resampling.LANCZOS)
     except UnidentifiedImageError:
-        raise ValueError("no picture of a kind that Pillow knows") from None
+        raise ValueError(f"no picture of a known kind: {', '.join(formats)}") from None
     except Exception as error:  # a decoder raises whatever a damaged file drives it into
         reason = isinstance(error, OSError) and error.strerror
         raise ValueError(reason or one_line(error)) from None
@@ -97,6 +98,17 @@ def load_photo(name: str = "flower", size: int = 224) -> Tensor:
     left, top = (photo.width - side) // 2, (photo.height - side) // 2
     square = photo.crop((left, top, left + side, top + side))
     return torch.from_numpy(_to_array(square.resize((size, size), Image.Resampling.LANCZOS)))
+
+
+def _formats() -> list[str]:
+    """Pillow's names for what `ENDINGS` say, as far as it is installed with them.
+
+    It would try others, too: to read PostScript that is called x.png, it runs Ghostscript.
+    """
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    return sorted({known[ending] for ending in ENDINGS if ending in known})
 
 
 def _upright(picture):  # PIL image -> PIL image

@@ -302,9 +302,7 @@ def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("it was run"))
     code = "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
     (tmp_path / "a.png").write_text(code)
-    with pytest.raises(
-        ValueError, match=r"a\.png as a picture: no picture of a known kind: .*JPEG"
-    ):
+    with pytest.raises(ValueError, match="as a picture: no picture of a known kind"):
         read_image(tmp_path / "a.png", 3, (8, 8))
 
 

@@ -391,6 +391,24 @@ def test_predict_names_the_classes_of_pictures(run, tmp_path, digits):
     assert "bad.png" in refused("predict", run[0], tmp_path / "0.png", tmp_path / "bad.png")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_of_any_kind_are_shown_in_one_line_on_any_terminal(tmp_path):
+    for kind in ("猫", "狗"):
+        photographs(tmp_path / "bilder 图", {kind: 3})
+    own = ("--data", "bilder 图", "--epochs", "1", "--out", "run")
+    plain = {"PYTHONIOENCODING": "ascii"}
+    done = vitmini(*TRAIN, *own, cwd=tmp_path, **plain)
+    assert done.returncode == 0 and "bilder \\u56fe: 2 classes" in done.stdout, done.stderr
+    whole = (tmp_path / "bilder 图" / "猫" / "IMG_0000.JPG").read_bytes()
+    odd = [os.fsencode(tmp_path) + name for name in (b"/a\nb.jpg", b"/\x1b[31m.jpg", b"/\xff.jpg")]
+    for path in odd:
+        with open(path, "wb") as file:
+            file.write(whole)
+    done = vitmini("predict", "run", *map(os.fsdecode, odd), cwd=tmp_path, **plain)
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 3, done.stderr
+    assert "\x1b" not in done.stdout and "\\u732b" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -17,7 +18,7 @@ from vitmini.data import NAMES, ImageData, load_data, normalize
 from vitmini.live import describe_epoch
 from vitmini.model import get_config
 from vitmini.optim import choose_precision
-from vitmini.pictures import read_image
+from vitmini.pictures import printable, read_image
 from vitmini.profiles import choose_profile, device_name
 from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.runs import check_run, data_digest, load_run
@@ -163,18 +164,18 @@ def _train(args: argparse.Namespace) -> None:
 
 def _tell(data: ImageData, config: TrainConfig) -> None:
     """Say what a folder holds, and what so few pictures can say."""
-    rows, columns = data.train_images.shape[2:]
+    (rows, columns), name = data.train_images.shape[2:], printable(data.name)
     train_ids, val_ids = split_validation(len(data.train_labels), config)
     steps, tested = -(-len(train_ids) // config.batch_size), len(data.test_labels)
     print(
-        f"{data.name}: {len(data.classes)} classes, {rows} x {columns} pixels; {len(train_ids)} "
+        f"{name}: {len(data.classes)} classes, {rows} x {columns} pixels; {len(train_ids)} "
         f"pictures to train on (steps an epoch: {steps}), {len(val_ids)} to validate, {tested} "
         "to test",
         flush=True,
     )
     if tested < 100:
         print(
-            f"{data.name} is small: one picture more or less is {1 / tested:.1%} of test accuracy",
+            f"{name} is small: one picture more or less is {1 / tested:.1%} of test accuracy",
             flush=True,
         )
 
@@ -206,7 +207,7 @@ def _predict(args: argparse.Namespace) -> None:
         args.images, top.values.tolist(), top.indices.tolist(), strict=True
     ):
         print(
-            f"{path}: "
+            f"{printable(path)}: "
             + ", ".join(f"{classes[i]} {p:.1%}" for p, i in zip(values, ids, strict=True))
         )
 
@@ -282,4 +283,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if isinstance(sys.stdout, io.TextIOWrapper):  # the name of a class may be Chinese
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main())

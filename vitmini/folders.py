@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from vitmini.convert import one_line
-from vitmini.pictures import ENDINGS, decode
+from vitmini.pictures import ENDINGS, decode, printable
 
 _FORMAT = 1  # of the cache: another number when the same files would give other pixels
 _BLOCK = 2**28  # bytes of pixels that are decoded at a time
@@ -242,7 +242,7 @@ def _decode_all(
                 decoded = pool.map(lambda t: _decode_some(listed.folder, t, image_size), tasks)
                 results = list(zip(block, chain.from_iterable(decoded), strict=True))
             for name, pixels in results:
-                shown = name if name.isprintable() else repr(name)
+                shown = printable(name)
                 if isinstance(pixels, str):
                     broken.append(f"{shown} ({pixels})")
                     continue

@@ -39,7 +39,12 @@ def read_image(path: str | Path, channels: int, image_size: tuple[int, int]) -> 
             warnings.simplefilter("ignore")  # Pillow's, about what it reads nevertheless
             return torch.from_numpy(decode(path, "L" if channels == 1 else "RGB", image_size))
     except ValueError as error:
-        raise ValueError(f"cannot read {path} as a picture: {error}") from None
+        raise ValueError(f"cannot read {printable(path)} as a picture: {error}") from None
+
+
+def printable(path: str | Path) -> str:
+    """Show a file's name in one line, whatever it is called. Chapter: 7."""
+    return str(path) if str(path).isprintable() else repr(str(path))
 
 
 def decode(path: str | Path, mode: str, image_size: tuple[int, int] | None = None) -> np.ndarray:
@@ -53,11 +58,10 @@ def decode(path: str | Path, mode: str, image_size: tuple[int, int] | None = Non
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    formats = _formats()
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
             raise ValueError("it is no regular file")
-        with Image.open(path, formats=formats) as file:
+        with Image.open(path, formats=_formats()) as file:
             if image_size is not None:  # a JPEG much larger than that is decoded smaller at once
                 file.draft(None, (2 * max(image_size),) * 2)
             file.load()
@@ -65,7 +69,7 @@ def decode(path: str | Path, mode: str, image_size: tuple[int, int] | None = Non
         if image_size is not None and picture.size != image_size[::-1]:
             picture = ImageOps.fit(picture, image_size[::-1], Image.Resampling.LANCZOS)
     except UnidentifiedImageError:
-        raise ValueError(f"no picture of a known kind: {', '.join(formats)}") from None
+        raise ValueError("no picture of a known kind") from None
     except Exception as error:  # a decoder raises whatever a damaged file drives it into
         reason = isinstance(error, OSError) and error.strerror
         raise ValueError(reason or one_line(error)) from None

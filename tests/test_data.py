@@ -154,6 +154,16 @@ def test_a_class_may_be_called_train(tmp_path):
     assert list_pictures(tmp_path).classes == ("bus", "train")
 
 
+def test_parts_under_other_names_are_not_taken_for_classes(tmp_path):
+    """`Train` and `Test` would make two classes that no picture can tell apart."""
+    for part in ("Train", "Test"):
+        for kind in ("cat", "dog"):
+            for i in range(2):
+                picture(tmp_path / part / kind / f"{i}.png")
+    with pytest.raises(ValueError, match=r"holds Test/ and Train/: .* call them train/ and test/"):
+        vm.load_data(tmp_path)
+
+
 def test_pictures_are_found_by_their_endings_in_folders_below_a_class_too(folder):
     before = names(list_pictures(folder).train)
     (folder / "train/cat/Thumbs.db").write_bytes(b"x")

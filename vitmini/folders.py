@@ -66,8 +66,8 @@ def list_pictures(folder: Path) -> PictureFolder:
     As in torchvision's `ImageFolder`, pictures in folders below a class belong to it, links are
     followed, and a file is a picture by its ending; others and hidden ones are passed over.
 
-    Raises: `ValueError` when the layout is another one, a class is empty, or a class that has to
-        be split has one picture.
+    Raises: `ValueError` when the layout is another one, parts have other names, a class is empty,
+        or a class that has to be split has one picture.
     Chapter: 7
     """
     try:
@@ -75,6 +75,12 @@ def list_pictures(folder: Path) -> PictureFolder:
         filled = [part for part in parts if _folders_in(folder / part)]
         if filled or ("train" in parts and len(parts) > 1):
             return _list_parts(folder, parts, filled)
+        classes = _folders_in(folder)
+        if classes and all(name.lower().startswith(("train", "test", "val")) for name in classes):
+            raise ValueError(
+                f"data folder {folder} holds {'/ and '.join(classes)}/: if these are parts, not "
+                "classes, call them train/ and test/ (or val/)"
+            )
         return _split(folder, *_list_classes(folder, folder))
     except OSError as error:
         raise ValueError(f"cannot list the pictures in {folder}: {one_line(error)}") from None

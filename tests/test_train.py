@@ -350,6 +350,8 @@ def test_a_folder_of_data_is_found_from_elsewhere_and_known_again(tmp_path, monk
         assert main([*TRAIN, "--data", "own", "--epochs", "1", "--out", "run"]) == 0
         monkeypatch.chdir("/")
         assert main(["evaluate", str(tmp_path / "run")]) == 0
+    again = (*TRAIN, "--data", "own", "--epochs", "1", "--resume", "--out", tmp_path / "run")
+    assert "a folder that exists, got 'own'" in refused(*again)  # not: that it is another run
     Image.new("L", (8, 8), 128).save(tmp_path / "own" / "test" / "a" / "new.png")
     assert "changed since" in refused("evaluate", tmp_path / "run")
 

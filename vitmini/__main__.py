@@ -130,8 +130,9 @@ def _train(args: argparse.Namespace) -> None:
     given = {k: getattr(args, k) for k in options if getattr(args, k) is not None}
     config = dataclasses.replace(RECIPES[args.recipe], **given)
     device = _device(args.device)
-    # A folder is to be found again from any other one; a name means the same beside any folder.
-    if config.data not in NAMES and config.data and Path(config.data).is_dir():
+    if config.data not in NAMES:  # a name means the same beside a folder of that name
+        if not (config.data and Path(config.data).is_dir()):
+            load_data(config.data)  # says what it may be
         config = dataclasses.replace(config, data=str(Path(config.data).resolve()))
     check_run(args.out, config, args.resume)
     if config.data in NAMES and config.image_size is None:

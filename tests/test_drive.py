@@ -155,7 +155,9 @@ def test_a_drive_that_is_refused_says_what_still_works(monkeypatch, tmp_path, mo
             vm.run_folder("plain", drive=True)
 
 
-@pytest.mark.parametrize("name", ["", ".", "/tmp/x", "../x", "a/../../x", "a\\b"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "/tmp/x", "../x", "a/../../x", "a\\b", "a\0b", "a\nb", 3, None]
+)
 def test_a_name_that_leads_elsewhere_is_refused(name):
     with pytest.raises(ValueError, match="name must be a simple name"):
         vm.run_folder(name)
@@ -185,6 +187,16 @@ def test_a_run_is_packed_whole_and_downloaded_on_colab(tmp_path, monkeypatch, ca
     assert {p.name for p in folder.parent.iterdir()} == {"plain", "plain.zip"}
 
 
+@pytest.mark.parametrize("name", [".", "../plain"])
+def test_a_zip_lies_beside_its_folder_however_that_is_named(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(some_run(tmp_path))
+    for _ in range(2):
+        target = vm.offer_download(name)
+        assert target.resolve() == tmp_path / "runs" / "plain.zip"
+        with zipfile.ZipFile(target) as archive:
+            assert archive.namelist() == ["plain/config.json", "plain/model.safetensors"]
+
+
 def test_a_zip_that_cannot_be_finished_is_not_there(tmp_path, monkeypatch):
     folder, loaded = some_run(tmp_path), []
     stand_in(monkeypatch, download=loaded.append)
@@ -192,7 +204,7 @@ def test_a_zip_that_cannot_be_finished_is_not_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"cannot write .*plain\.zip"):
         vm.offer_download(folder)
     assert not (folder.parent / "plain.zip").exists() and loaded == []
-    for empty in (tmp_path / "nothing", tmp_path / "empty"):
+    for empty in (tmp_path / "nothing", tmp_path / "empty", "", 3, None):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(ValueError, match="folder must"):
             vm.offer_download(empty)

@@ -120,12 +120,32 @@ def test_a_resumed_run_knows_its_earlier_epochs(tmp_path, capsys):
     assert [r["epoch"] for r in given.history] == [1, 2]
 
 
-@pytest.mark.parametrize("text", ["garbage", "[1]\n", '{"epoch": 2, "train_loss": 1}\n', "{}\n"])
+SPOILED = ("garbage", "[1]\n", '{"epoch": 2, "train_loss": 1}\n', "{}\n", "[" * 100_000)
+SPOILED += ('{"epoch": 1, "train_loss": "x"}\n', '{"epoch": 1, "train_loss": 1, "seconds": []}\n')
+
+
+@pytest.mark.parametrize("text", SPOILED, ids=range(len(SPOILED)))
 def test_metrics_that_cannot_be_read_are_left_out(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text(text)
     assert vm.LiveCurve(CONFIG, tmp_path).history == []
     write(tmp_path, range(1, 9))  # a longer run than this one
     assert vm.LiveCurve(CONFIG, tmp_path).history == []
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"config": "digits"}, "config must be the TrainConfig"),
+        ({"config": {"epochs": 6}}, "config must be the TrainConfig"),
+        ({"folder": 3}, "folder must be"),
+        ({"folder": ""}, "folder must be"),
+        *(({"history": h}, "history must hold") for h in (3, "x", [3], [{}], [record(2)])),
+        ({"history": [record(1, train_loss="x")]}, "history must hold"),
+    ],
+)
+def test_what_is_no_run_is_refused_by_name(more, words):
+    with pytest.raises(ValueError, match=words):
+        vm.LiveCurve(**{"config": CONFIG} | more)
 
 
 def test_folder_and_history_together_are_refused(tmp_path):

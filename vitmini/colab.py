@@ -28,7 +28,7 @@ def run_folder(name: str, drive: bool = False) -> Path:
         Drive was not mounted.
     Chapter: 7
     """
-    parts = PurePosixPath(name).parts
+    parts = PurePosixPath(name).parts if isinstance(name, str) and name.isprintable() else ()
     if not parts or ".." in parts or name.startswith("/") or "\\" in name:
         raise ValueError(f"name must be a simple name such as 'cifar10', got {name!r}")
     local = Path("runs", *parts)
@@ -75,9 +75,11 @@ def offer_download(folder: str | Path) -> Path:
     Raises: `ValueError` when `folder` is no folder or holds nothing.
     Chapter: 7
     """
+    if not (isinstance(folder, (str, Path)) and str(folder) and Path(folder).is_dir()):
+        raise ValueError(f"folder must be one that exists, got {str(folder)!r}")
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"folder must be one that exists, got {folder}")
+    if folder.name in ("", ".."):  # what lies beside it is to be named
+        folder = folder.resolve()
     # What is half-written has a name with a dot in front.
     names = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
     if not names:

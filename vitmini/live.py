@@ -34,7 +34,7 @@ class LiveCurve:
     is a line an epoch. Epochs that a resumed run has behind it come from `folder`, or from
     `history`, and are shown at once. With `$VITMINI_PROFILE` set to ci the picture tells no time.
 
-    Raises: `ValueError` when both `folder` and `history` are given.
+    Raises: `ValueError` when both `folder` and `history` are given, or one of them is none.
     Chapter: 7
     """
 
@@ -44,6 +44,12 @@ class LiveCurve:
         folder: str | Path | None = None,
         history: Sequence[Mapping[str, float]] = (),
     ):
+        if not isinstance(config, TrainConfig):
+            raise ValueError(f"config must be the TrainConfig of the run, got {config!r}")
+        if folder is not None and (not isinstance(folder, (str, Path)) or not str(folder)):
+            raise ValueError(f"folder must be the folder of the run, got {folder!r}")
+        if not (isinstance(history, Sequence) and _are_whole(history)):
+            raise ValueError("history must hold records as train gives them, from epoch 1 on")
         if folder is not None and history:
             raise ValueError("folder and history must not both be given: the folder has a history")
         self.epochs = config.epochs
@@ -73,13 +79,13 @@ class LiveCurve:
 
     def _earlier(self) -> list[Mapping[str, float]]:
         """Read the epochs in the folder, as far as they are whole and belong to this run."""
+        path = (self.folder or Path()) / "metrics.jsonl"
         try:
-            lines = (self.folder or Path()).joinpath("metrics.jsonl").read_text().splitlines()
+            lines = path.read_text().splitlines() if path.is_file() else []
             records = [json.loads(line) for line in lines]
-            told = [r["epoch"] for r in records if r["train_loss"] is not None]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, RecursionError):
             return []
-        return records if told == list(range(1, len(told) + 1)) and len(told) <= self.epochs else []
+        return records if _are_whole(records) and len(records) <= self.epochs else []
 
     def _draw(self) -> None:
         start = time.monotonic()
@@ -110,6 +116,17 @@ class LiveCurve:
         each = statistics.median(seconds[-5:])  # the first ones may compile or warm up
         left = _duration(each * (total - done))
         return f"epoch {done} of {total} · {_duration(each)} each · {left} left"
+
+
+def _are_whole(records: Sequence[Any]) -> bool:
+    """Whether these are records of numbers, one an epoch from the first one on."""
+    return all(
+        isinstance(record, Mapping)
+        and record.get("epoch") == i
+        and "train_loss" in record
+        and all(isinstance(value, (int, float)) for value in record.values())
+        for i, record in enumerate(records, start=1)
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import sys
 import time
 
@@ -55,14 +56,25 @@ def test_a_rate_counts_images_over_seconds():
 def test_the_matrix_rate_is_two_n_cubed_over_the_time(monkeypatch):
     monkeypatch.setattr(throughput, "measure_time", lambda ways, *_, **__: {"product": 4.0})
     assert matrix_rate("cpu", size=10) == 2 * 1000 / 0.004
-    with pytest.raises(ValueError, match="size must be positive, got 0"):
-        matrix_rate("cpu", size=0)
+    for size in (0, 1.5, "8", None):
+        with pytest.raises(ValueError, match=f"size must be a positive int, got {size!r}"):
+            matrix_rate("cpu", size=size)
+    for dtype in (float, "float32", None, torch.int32):
+        with pytest.raises(ValueError, match="dtype must be a floating-point type"):
+            matrix_rate("cpu", dtype, size=8)
 
 
 def test_a_models_share_is_its_training_flops_over_the_rate():
     config = vm.get_config("vit_base_patch16_224")
     assert training_flops(config) == pytest.approx(3 * 35.1e9, rel=0.01)
     assert model_share(config, 1000.0, 2 * 1000 * training_flops(config)) == 0.5
+    for value in (0, -1, math.nan, math.inf, "x", None):
+        with pytest.raises(ValueError, match="rate must be a positive number"):
+            model_share(config, 1000.0, value)
+        with pytest.raises(ValueError, match="images_per_second must be a positive number"):
+            model_share(config, value, 1e12)
+    with pytest.raises(ValueError, match="model must be a ViT or a ViTConfig, got 'vit'"):
+        model_share("vit", 1000.0, 1e12)
 
 
 def test_the_loop_that_is_measured_is_the_one_that_trains(few, monkeypatch):
@@ -85,8 +97,12 @@ def test_the_loop_that_is_measured_is_the_one_that_trains(few, monkeypatch):
     assert calls["train_epoch"] == 3 and calls["train_step"] == 9  # with the turn to warm up
     assert calls["prepare_batch"] == 1 + 9 + 9
     assert 0 < speed.share < 1.2 and speed.images > speed.loop
-    with pytest.raises(ValueError, match="batches must be from 1 to 3 of 32 images, got 4"):
-        measure_loop(few, PLAIN, batches=4)
+    for batches in (4, 0, 1.5, "1", None):
+        with pytest.raises(ValueError, match=f"batches must be from 1 to 3 .*, got {batches!r}"):
+            measure_loop(few, PLAIN, batches=batches)
+    for bad, words in ((("digits", PLAIN), "data must be"), ((few, "digits"), "config must be")):
+        with pytest.raises(ValueError, match=words):
+            measure_loop(*bad)
 
 
 def test_slow_images_show_in_the_loops_share(few, monkeypatch):

@@ -993,6 +993,12 @@ def test_precision_follows_what_a_card_really_has(
     assert choose_precision(precision, torch.device(device)) == wanted
 
 
+@pytest.mark.parametrize("precision", ["int8", None, 3, torch.float32])
+def test_a_precision_that_is_none_is_refused(precision):
+    with pytest.raises(ValueError, match="precision must be one of auto, float32"):
+        choose_precision(precision, "cpu")
+
+
 def test_half_precision_computes_in_it_and_keeps_weights_in_float32(digits):
     for precision in ("bfloat16", "float16"):
         model, seen = tiny(), []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from vitmini.recipes import TrainConfig
+from vitmini.recipes import PRECISIONS, TrainConfig
 
 # What each optimizer remembers of a parameter; all but `step` have the parameter's shape.
 _MEMORY = {
@@ -149,8 +149,11 @@ def choose_precision(precision: str, device: str | torch.device) -> torch.dtype:
     A card with tensor cores for bfloat16 (compute capability 8.0 or higher: A100, L4, H100) gets
     it; an older one, such as Colab's T4, float16 with loss scaling; a CPU float32. PyTorch's own
     `torch.cuda.is_bf16_supported()` also says yes where bfloat16 is emulated, and slow.
+    Raises: `ValueError` for another name of a type.
     Chapter: 7
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     if precision != "auto":
         return getattr(torch, precision)
     if torch.device(device).type != "cuda":

@@ -12,10 +12,8 @@ from typing import Any
 
 from vitmini.model import ViTConfig, get_config, list_models
 
-_CHOICES = {
-    "optimizer": ("adamw", "sgd", "muon"),
-    "precision": ("auto", "float32", "bfloat16", "float16"),
-}
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+_CHOICES = {"optimizer": ("adamw", "sgd", "muon"), "precision": PRECISIONS}
 # The least and the largest value of each whole number, and of each other one.
 _WHOLE = {
     **dict.fromkeys(("epochs", "batch_size", "accumulate", "repeats", "save_every"), (1, math.inf)),

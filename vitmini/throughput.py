@@ -6,6 +6,7 @@ Chapter: 7.
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,11 +33,13 @@ def matrix_rate(
     """Measure how fast a device multiplies large square matrices: no model can be faster.
 
     Units: FLOP/s, a multiply-add is two; random numbers, since zeros are faster than real data.
-    Raises: `ValueError` when `size` is not positive.
+    Raises: `ValueError` when `size` is not a positive int, or `dtype` no type of real numbers.
     Chapter: 7
     """
-    if size < 1:
-        raise ValueError(f"size must be positive, got {size!r}")
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"size must be a positive int, got {size!r}")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point type of torch, got {dtype!r}")
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, size, size, generator=generator).to(device, dtype)
     milliseconds = measure_time({"product": lambda: a @ b}, device, repeats=9)["product"]
@@ -61,7 +64,7 @@ def measure_rate(
     Raises: `ValueError` when `seconds` is not positive.
     Chapter: 7
     """
-    if not seconds > 0:
+    if not (isinstance(seconds, (int, float)) and 0 < seconds < math.inf):
         raise ValueError(f"seconds must be positive, got {seconds!r}")
     for _ in range(warmup):
         step()
@@ -104,7 +107,11 @@ def measure_loop(
         positive.
     Chapter: 7
     """
-    count = batches * config.batch_size
+    if not isinstance(data, ImageData):
+        raise ValueError(f"data must be an ImageData, as load_data gives it, got {data!r}")
+    if not isinstance(config, TrainConfig):
+        raise ValueError(f"config must be a TrainConfig, got {config!r}")
+    count = batches * config.batch_size if isinstance(batches, int) else 0
     if not 1 <= count <= len(data.train_labels):
         raise ValueError(
             f"batches must be from 1 to {len(data.train_labels) // config.batch_size} of "
@@ -373,8 +380,14 @@ def model_share(model: ViT | ViTConfig, images_per_second: float, rate: float) -
     """The share of the card's matrix rate that training uses (MFU): 1 would be perfect.
 
     Units: `rate` in FLOP/s, as `matrix_rate` measures it.
+    Raises: `ValueError` when `model` is no ViT, or a number is not positive.
     Source: Chowdhery et al. 2022, section 4.1.
     Chapter: 7
     """
     config = model.config if isinstance(model, ViT) else model
+    if not isinstance(config, ViTConfig):
+        raise ValueError(f"model must be a ViT or a ViTConfig, got {model!r}")
+    for name, value in (("images_per_second", images_per_second), ("rate", rate)):
+        if not (isinstance(value, (int, float)) and 0 < value < math.inf):
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
     return images_per_second * training_flops(config) / rate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
@@ -443,18 +444,54 @@ def test_the_type_of_the_pixels_does_not_matter(name):
     ("call", "words"),
     [
         (lambda x: augment.random_crop(x, 8, "reflect"), "padding must be below both sides"),
-        (lambda x: augment.random_crop(x, -1), "padding must not be negative"),
+        (lambda x: augment.random_crop(x, -1), "padding must be an int of 0 or more, got -1"),
         (lambda x: augment.random_crop(x, 1, "wrap"), "mode must be"),
         (lambda x: augment.random_resized_crop(x, scale=(0.5, 0.1)), "scale must be"),
-        (lambda x: augment.rand_augment(x, magnitude=31), "magnitude must be from 0 to 30"),
+        (
+            lambda x: augment.rand_augment(x, magnitude=31),
+            "must be a number from 0 to 30",
+        ),
         (lambda x: augment.rand_augment(x, num_ops=-1), "num_ops"),
-        (lambda x: augment.color_jitter(x, contrast=-1), "contrast must not be"),
+        (lambda x: augment.color_jitter(x, contrast=-1), "contrast must be a number of 0 or more"),
         (lambda x: augment.random_erasing(x, 1.5), "probability must be"),
         (lambda x: augment.random_erasing(x, ratio=(0, 1)), "ratio must be"),
-        (lambda x: augment.mix(x, torch.zeros(2).long(), 3, mixup=-1), "mixup and cutmix"),
+        (lambda x: augment.mix(x, torch.zeros(2).long(), 3, mixup=-1), "mixup must be"),
         (lambda x: augment.mix(x, torch.zeros(2).long(), 3, switch=2), "switch must be"),
+        (lambda x: augment.mix(x, torch.zeros(2).long(), 3, smoothing=1), "smoothing must be"),
+        (lambda x: augment.mix(x, torch.zeros(2).long(), 0), "num_classes must be"),
+        (lambda x: augment.mix(x, torch.zeros(3).long(), 3), "labels must be one for each of 2"),
+        (lambda x: augment.mix(x, torch.eye(2), 2), "labels must be int64"),
+        (lambda x: augment.random_resized_crop(x, 1.5), "size must be"),
+        (lambda x: augment.random_resized_crop(x, ratio=1), "ratio must be"),
+        (lambda x: augment.random_erasing(x, scale=(0.1, math.inf)), "scale must be"),
     ],
 )
 def test_bad_settings_are_named(call, words):
     with pytest.raises(ValueError, match=words):
         call(torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("value", ["1", None, math.nan, math.inf, -1, [1]])
+def test_settings_that_are_no_numbers_are_named(value):
+    x, labels = torch.zeros(2, 3, 8, 8), torch.zeros(2).long()
+    calls = {
+        augment.random_affine: ("degrees", "translate", "scale", "shear"),
+        augment.color_jitter: ("brightness", "contrast", "saturation"),
+        augment.rand_augment: ("num_ops", "magnitude"),
+        augment.random_erasing: ("probability", "scale", "ratio"),
+        augment.random_resized_crop: ("scale", "ratio"),
+        functools.partial(augment.random_crop, padding=1): ("padding",),
+        functools.partial(augment.mix, labels=labels, num_classes=3): ("mixup", "cutmix", "switch"),
+    }
+    for call, names in calls.items():
+        for name in names:
+            with pytest.raises(ValueError, match=f"{name} must be"):
+                call(x, **{name: value})
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_what_is_no_batch_of_images_is_refused(name):
+    """One image would be taken for a batch of its channels, and each of them be changed alone."""
+    for images in (torch.zeros(3, 24, 32), torch.zeros(24, 32)):
+        with pytest.raises(ValueError, match="images must be a batch"):
+            RANDOM[name](images, generator(0))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import sys
 from dataclasses import dataclass
 
 import torch
@@ -14,17 +15,49 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vitmini.data import constants
+from vitmini.patches import as_pair
 
 Generator = torch.Generator | None
+
+
+def _check_images(images: Tensor, channels: tuple[int, ...] = ()) -> None:
+    shape = tuple(images.shape) if isinstance(images, Tensor) else images
+    if not isinstance(images, Tensor) or images.ndim != 4:
+        raise ValueError(f"images must be a batch, a tensor (B, C, H, W), got {shape}")
+    if channels and images.shape[1] not in channels:
+        raise ValueError(f"images must have 1 or 3 channels, (B, C, H, W), got {shape}")
+
+
+def check_number(
+    name: str, value: float, least: int = 0, largest: float = math.inf, kind: type = float
+) -> None:
+    """Refuse what is no finite number from `least` to `largest`, or no int with `kind=int`.
+
+    Raises: `ValueError`, with `name`.
+    Chapter: 7
+    """
+    plain = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+    if not (plain and least <= value <= min(largest, sys.float_info.max)):
+        span = f"from {least} to {largest}" if largest < math.inf else f"of {least} or more"
+        words = "an int" if kind is int else "a number"
+        raise ValueError(f"{name} must be {words} {span}, got {value!r}")
+
+
+def _check_range(name: str, pair: tuple[float, float]) -> None:
+    numbers = isinstance(pair, (tuple, list)) and all(isinstance(v, (int, float)) for v in pair)
+    if not (numbers and len(pair) == 2 and 0 < pair[0] <= pair[1] < math.inf):
+        raise ValueError(f"{name} must be two rising positive numbers, got {pair!r}")
 
 
 def random_flip(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Mirror each image left to right with probability 1/2, independently.
 
     Shapes: `images` (B, C, H, W) -> the same.
+    Raises: `ValueError` when `images` are not such a batch.
     Source: Touvron et al. 2021, section 6 (as in every recipe for photographs).
     Chapter: 7
     """
+    _check_images(images)
     u = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device)
     return torch.where(u < 0.5, images.flip(-1), images)
 
@@ -46,10 +79,10 @@ def random_affine(
     Source: Simard, Steinkraus & Platt 2003, section 2 (affine distortions of digits).
     Chapter: 7
     """
+    _check_images(images)
     bounds = {"degrees": degrees, "translate": translate, "scale": scale, "shear": shear}
     for name, bound in bounds.items():
-        if bound < 0:
-            raise ValueError(f"{name} must not be negative, got {bound}")
+        check_number(name, bound)
     if scale >= 1:
         raise ValueError(f"scale must be below 1, got {scale}")
     B, _, H, W = images.shape
@@ -82,8 +115,8 @@ def random_crop(
     Source: torchvision's `RandomCrop(size, padding)`; He et al. 2016, section 4.2.
     Chapter: 7
     """
-    if padding < 0:
-        raise ValueError(f"padding must not be negative, got {padding}")
+    _check_images(images)
+    check_number("padding", padding, kind=int)
     if mode not in ("constant", "reflect"):
         raise ValueError(f"mode must be constant or reflect, got {mode!r}")
     if mode == "reflect" and padding >= min(images.shape[2:]):
@@ -126,9 +159,9 @@ def random_resized_crop(
     Source: torchvision's `RandomResizedCrop`; Szegedy et al. 2015, section 6.
     Chapter: 7
     """
-    for name, (low, high) in (("scale", scale), ("ratio", ratio)):
-        if not 0 < low <= high:
-            raise ValueError(f"{name} must be two rising positive numbers, got {(low, high)}")
+    _check_images(images)
+    _check_range("scale", scale)
+    _check_range("ratio", ratio)
     B, _, H, W = images.shape
     u = torch.rand(4, B, generator=generator, device=images.device)
     area = (scale[0] + u[0] * (scale[1] - scale[0])) * H * W
@@ -137,7 +170,7 @@ def random_resized_crop(
     height = (area / shape).sqrt().round().clamp(1, H)
     top = (u[2] * (H - height + 1)).floor()
     left = (u[3] * (W - width + 1)).floor()
-    new = (H, W) if size is None else (size, size) if isinstance(size, int) else size
+    new = (H, W) if size is None else as_pair(size, "size")
     return resized_crop(images, top, left, height, width, new)
 
 
@@ -198,10 +231,9 @@ def rand_augment(
     Source: Cubuk et al. 2020; the ranges are those of torchvision's `RandAugment`.
     Chapter: 7
     """
-    if num_ops < 0:
-        raise ValueError(f"num_ops must not be negative, got {num_ops}")
-    if not 0 <= magnitude <= 30:
-        raise ValueError(f"magnitude must be from 0 to 30, got {magnitude}")
+    _check_images(images, channels=(1, 3))
+    check_number("num_ops", num_ops, kind=int)
+    check_number("magnitude", magnitude, largest=30)
     B, _, H, W = images.shape
     share = magnitude / 30
     ranges = _learned_ranges(H, W)
@@ -218,9 +250,11 @@ def trivial_augment(images: Tensor, bilinear: bool = False, generator: Generator
 
     Shapes: `images` (B, 1 or 3, H, W) with values from 0 to 255, uint8 or float; returns float
         with whole values.
+    Raises: `ValueError` when `images` are not such a batch.
     Source: Müller & Hutter 2021; the ranges are those of torchvision's `TrivialAugmentWide`.
     Chapter: 7
     """
+    _check_images(images, channels=(1, 3))
     B = len(images)
     table = _trivial_table(images.device)
     ops = torch.randint(_COMMON, (B,), generator=generator, device=images.device)
@@ -269,9 +303,11 @@ def auto_augment(images: Tensor, bilinear: bool = False, generator: Generator = 
 
     Shapes: `images` (B, 1 or 3, H, W) with values from 0 to 255, uint8 or float; returns float
         with whole values. What comes in from outside is black.
+    Raises: `ValueError` when `images` are not such a batch.
     Source: Cubuk et al. 2019, Table 7; the ranges are those of torchvision's `AutoAugment`.
     Chapter: 7
     """
+    _check_images(images, channels=(1, 3))
     B, _, H, W = images.shape
     device = images.device
     ops, probabilities, strengths = _policy_table(H, W, device)  # each (25, 2)
@@ -460,9 +496,9 @@ def color_jitter(
     Chapter: 7
     """
     bounds = {"brightness": brightness, "contrast": contrast, "saturation": saturation}
+    _check_images(images, channels=(1, 3))
     for name, bound in bounds.items():
-        if bound < 0:
-            raise ValueError(f"{name} must not be negative, got {bound}")
+        check_number(name, bound)
     u = torch.rand(3, len(images), generator=generator, device=images.device) * 2 - 1
     factors = (1 + u * constants(list(bounds.values()), u)[:, None]).clamp(min=0)
     return adjust_color(images, *factors)
@@ -503,13 +539,12 @@ def random_erasing(
     Source: Zhong et al. 2020; timm's and DeiT's "pixel" mode is `noise=True`.
     Chapter: 7
     """
+    _check_images(images)
     if not images.is_floating_point():
         raise ValueError(f"images must be float and normalised, got {images.dtype}")
-    if not 0 <= probability <= 1:
-        raise ValueError(f"probability must be in [0, 1], got {probability}")
-    for name, (low, high) in (("scale", scale), ("ratio", ratio)):
-        if not 0 < low <= high:
-            raise ValueError(f"{name} must be two rising positive numbers, got {(low, high)}")
+    check_number("probability", probability, largest=1)
+    _check_range("scale", scale)
+    _check_range("ratio", ratio)
     B, _, H, W = images.shape
     device = images.device
     u = torch.rand(5, B, generator=generator, device=device)
@@ -560,15 +595,23 @@ def mix(
     corrected to the area that was really pasted.
     Shapes: `images` float (B, C, H, W), `labels` int64 (B,); targets (B, K) are soft, with
         `smoothing` already in them. An alpha of 0 switches that kind off.
-    Raises: `ValueError` when a number is out of its range.
+    Raises: `ValueError` when a number is out of its range, or `labels` are not one for each image.
     Source: Zhang et al. 2018 (mixup); Yun et al. 2019 (CutMix); the switch, the partner and the
         correction are timm's `Mixup`, which DeiT uses (Touvron et al. 2021, Table 9).
     Chapter: 7
     """
-    if mixup < 0 or cutmix < 0:
-        raise ValueError(f"mixup and cutmix must not be negative, got {mixup} and {cutmix}")
-    if not 0 <= switch <= 1 or not 0 <= smoothing < 1:
-        raise ValueError("switch must be in [0, 1] and smoothing in [0, 1)")
+    _check_images(images)
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1:
+        raise ValueError("labels must be int64 (B,), the number of each image's class")
+    if len(labels) != len(images):
+        raise ValueError(f"labels must be one for each of {len(images)} images, got {len(labels)}")
+    check_number("num_classes", num_classes, least=1, kind=int)
+    check_number("mixup", mixup)
+    check_number("cutmix", cutmix)
+    check_number("switch", switch, largest=1)
+    check_number("smoothing", smoothing, largest=1)
+    if smoothing == 1:
+        raise ValueError("smoothing must be below 1, got 1")
     device = images.device
     targets = one_hot(labels, num_classes, smoothing)
     if mixup == 0 and cutmix == 0:

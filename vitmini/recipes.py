@@ -6,15 +6,15 @@ Chapter: 7.
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from vitmini.augment import check_number
 from vitmini.model import ViTConfig, get_config, list_models
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 _CHOICES = {"optimizer": ("adamw", "sgd", "muon"), "precision": PRECISIONS}
-# The least and the largest value of each whole number, and of each other one.
+# The least and the largest of each whole number, and the largest of each other one.
 _WHOLE = {
     **dict.fromkeys(("epochs", "batch_size", "accumulate", "repeats", "save_every"), (1, math.inf)),
     **dict.fromkeys(("crop", "rand_ops"), (0, math.inf)),
@@ -22,9 +22,10 @@ _WHOLE = {
     "seed": (0, 2**32 - 1),
 }
 _NUMBERS = {
-    **dict.fromkeys(("weight_decay", "warmup", "degrees", "translate", "shear"), (0, math.inf)),
-    **dict.fromkeys(("jitter", "mixup", "cutmix"), (0, math.inf)),
-    **dict.fromkeys(("resized_crop", "erasing", "switch"), (0, 1)),
+    **dict.fromkeys(("learning_rate", "clip_norm", "weight_decay", "warmup"), math.inf),
+    **dict.fromkeys(("degrees", "translate", "shear", "jitter", "mixup", "cutmix"), math.inf),
+    **dict.fromkeys(("label_smoothing", "val_share", "ema", "scale"), 1),
+    **dict.fromkeys(("resized_crop", "erasing", "switch"), 1),
 }
 
 
@@ -102,21 +103,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, (least, largest) in _WHOLE.items():
-            value = getattr(self, name)
-            if not (_is_number(value, int) and least <= value <= largest):
-                raise ValueError(f"{name} must be an int {_span(least, largest)}, got {value!r}")
-        for name, (least, largest) in _NUMBERS.items():
-            value = getattr(self, name)
-            if not (_is_number(value) and least <= value <= largest):
-                raise ValueError(f"{name} must be a number {_span(least, largest)}, got {value!r}")
+            check_number(name, getattr(self, name), least, largest, int)
+        for name, largest in _NUMBERS.items():
+            check_number(name, getattr(self, name), 0, largest)
         for name in ("learning_rate", "clip_norm"):
-            value = getattr(self, name)
-            if not (_is_number(value) and value > 0):
-                raise ValueError(f"{name} must be a positive and finite number, got {value!r}")
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name} must be above 0, got 0")
         for name in ("label_smoothing", "val_share", "ema", "scale"):
-            value = getattr(self, name)
-            if not (_is_number(value) and 0 <= value < 1):
-                raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
+            if getattr(self, name) == 1:
+                raise ValueError(f"{name} must be below 1, got 1")
         for name in ("flip", "trivial", "auto", "compile"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -147,18 +142,8 @@ class TrainConfig:
         get_config(self.model, **size, **self.model_options)
         if not (self.stream is None or isinstance(self.stream, bool)):
             raise ValueError(f"stream must be True, False or None, got {self.stream!r}")
-        threads = self.cpu_threads
-        if threads is not None and not (_is_number(threads, int) and threads >= 1):
-            raise ValueError(f"cpu_threads must be a positive int or None, got {threads!r}")
-
-
-def _is_number(value: Any, kind: Any = (int, float)) -> bool:
-    plain = isinstance(value, kind) and not isinstance(value, bool)
-    return plain and abs(value) <= sys.float_info.max
-
-
-def _span(least: float, largest: float) -> str:
-    return f"of {least} or more" if largest == math.inf else f"from {least} to {largest}"
+        if self.cpu_threads is not None:
+            check_number("cpu_threads", self.cpu_threads, 1, kind=int)
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,7 @@ if not kept.exists():
     time.sleep(60)
 """
     monkeypatch.setattr(gpu, "command", lambda *_: [sys.executable, "-c", code])
-    start = time.perf_counter()
-    assert gpu.main(["speedrun", "--limit", "3"]) == 1 and time.perf_counter() - start < 20
+    assert gpu.main(["speedrun", "--limit", "3"]) == 1
     assert "stopped, it goes on" in capsys.readouterr().out and not gpu.is_done("speedrun")
     child = int((work / "child").read_text())
     for _ in range(100):  # until the system has buried it

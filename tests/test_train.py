@@ -719,8 +719,6 @@ needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorc
 
 @each_option
 def test_every_option_learns(digits, more):
-    if more.get("optimizer") == "muon" and not hasattr(torch.optim, "Muon"):
-        pytest.skip("PyTorch before 2.9")
     config = dataclasses.replace(SHORT, epochs=12, **more)
     history = vm.train(tiny(**config.model_options), few(digits), config)
     assert history[-1]["test_accuracy"] > (0.15 if more.get("erasing") else 0.3)
@@ -730,8 +728,6 @@ def test_every_option_learns(digits, more):
 @each_option
 def test_a_run_that_was_cut_off_ends_byte_for_byte_alike(digits, tmp_path, more):
     """Cut off after the second epoch was written, with all that each option has to remember."""
-    if more.get("optimizer") == "muon" and not hasattr(torch.optim, "Muon"):
-        pytest.skip("PyTorch before 2.9")
     config = dataclasses.replace(SHORT, **more)
     data = few(digits)
 

@@ -833,6 +833,12 @@ def test_muon_takes_pytorchs_steps(shape):
         assert (a - b).norm() < 0.01 * (b - before).norm()  # bfloat16 inside
 
 
+def test_muon_refuses_what_is_no_matrix():
+    for shape in ((4,), (2, 3, 4)):
+        with pytest.raises(ValueError, match="params must be matrices"):
+            Muon([torch.nn.Parameter(torch.ones(shape))])
+
+
 class Launches(TorchDispatchMode):
     """Counts what computes, and what would make the host wait for a device."""
 

@@ -78,6 +78,7 @@ class Muon(torch.optim.Optimizer):
     of one shape together: a ViT has four shapes, so that its depth costs no more kernel launches.
 
     Shapes: parameters are matrices.
+    Raises: `ValueError` for parameters of another shape.
     Source: Jordan et al. 2024; Liu et al. 2025, section 2.2.
     Chapter: 7
     """
@@ -86,6 +87,9 @@ class Muon(torch.optim.Optimizer):
         self, params: Any, lr: float = 1e-3, weight_decay: float = 0.05, momentum: float = 0.95
     ):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            if parameter.ndim != 2:
+                raise ValueError(f"params must be matrices, got a shape {tuple(parameter.shape)}")
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]

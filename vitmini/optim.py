@@ -122,15 +122,16 @@ class Muon(torch.optim.Optimizer):
 def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
     """Bring all singular values near 1 (0.7 to 1.2), and leave the singular vectors alone.
 
-    Newton and Schulz's iteration X <- a X + (b A + c A A) X with A = X X^T, in bfloat16: it needs
-    products of matrices and nothing else.
+    Newton and Schulz's iteration X <- a X + (b A + c A A) X with A = X X^T: it needs products of
+    matrices and nothing else. It need not be exact, so a GPU does it in its 16-bit type.
     Shapes: (N, rows, columns) -> the same.
     Source: Jordan et al. 2024.
     Chapter: 7
     """
     tall = matrices.shape[1] > matrices.shape[2]
-    X = (matrices.mT if tall else matrices).bfloat16()
-    X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    X = matrices.mT if tall else matrices
+    X = X / X.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)  # first, or float16 could overflow
+    X = X.to(choose_precision("auto", X.device))
     for _ in range(iterations):
         A = X @ X.mT
         X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=-4.775, alpha=2.0315), X, beta=3.4445)

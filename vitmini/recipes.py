@@ -9,11 +9,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from vitmini.model import get_config
+from vitmini.baselines import find_config
+from vitmini.distill import KINDS
 
 _CHOICES = {
     "optimizer": ("adamw", "sgd", "muon"),
     "precision": ("auto", "float32", "bfloat16", "float16"),
+    "distill": ("none", *KINDS),
 }
 _NOT_NEGATIVE = (
     "weight_decay",
@@ -34,7 +36,8 @@ _NOT_NEGATIVE = (
 class TrainConfig:
     """What to train, on what, and how; a recipe is one of these under a name.
 
-    The model: `model` names a preset, `model_options` replaces fields of its `ViTConfig`.
+    The model: `model` names a preset, a ViT's or one of `list_baselines()`; `model_options`
+    replaces fields of its configuration.
     The data: a name or a folder, whose pictures are brought to `image_size`, in pixels (None: the
     size of the model's own).
     The length: `epochs`, `batch_size`; `accumulate` computes a batch in that many parts, for
@@ -50,9 +53,12 @@ class TrainConfig:
     `repeats` shows each image so often in a row, in an epoch of the same length.
     The labels: `label_smoothing`; `mixup` and `cutmix` are the alphas of `mix`, `switch` the
     probability of CutMix where both are on.
+    The teacher, where `train` gets one: `distill` is "soft" or "hard" ("none" is for recipes
+    without one), `distill_temperature` softens, `distill_weight` is the teacher's share of the
+    loss.
     The machine: `precision` is "auto", "float32", "bfloat16" or "float16"; `compile` uses
     `torch.compile` on a CUDA device, for the model and for the images (and drops an epoch's last
-    batch where it is short, on any);
+    batch where it is short, on any, as batch norm does);
     `cpu_threads` is how many threads PyTorch may use on a CPU (None: as many as it likes);
     `stream` leaves the images where they are and moves batches to the device (None: where all of
     them would take more than half of its free memory; never on a CPU).
@@ -94,6 +100,9 @@ class TrainConfig:
     mixup: float = 0.0
     cutmix: float = 0.0
     switch: float = 0.5
+    distill: str = "none"
+    distill_temperature: float = 3.0
+    distill_weight: float = 0.5
     precision: str = "auto"
     compile: bool = False
     val_share: float = 0.1
@@ -107,7 +116,7 @@ class TrainConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be a positive int, got {value!r}")
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "clip_norm", "distill_temperature"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
                 raise ValueError(f"{name} must be positive and finite, got {value!r}")
@@ -117,7 +126,7 @@ class TrainConfig:
         for name in ("label_smoothing", "val_share", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
-        for name in ("resized_crop", "erasing", "switch"):
+        for name in ("resized_crop", "erasing", "switch", "distill_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")
         if not 0 <= self.rand_magnitude <= 30:
@@ -141,7 +150,7 @@ class TrainConfig:
             if name in self.model_options:
                 raise ValueError(f"model_options must not hold {name}: the data decides it")
         size = {} if self.image_size is None else {"image_size": self.image_size}
-        get_config(self.model, **size, **self.model_options)
+        find_config(self.model, **size, **self.model_options)
         if not (self.stream is None or isinstance(self.stream, bool)):
             raise ValueError(f"stream must be True, False or None, got {self.stream!r}")
         if self.cpu_threads is not None and self.cpu_threads < 1:
@@ -254,10 +263,52 @@ class Speedrun93(Cifar10):
     save_every: int = 20
 
 
+@dataclass(frozen=True)
+class Cifar10ResNet(TrainConfig):
+    """A ResNet-18 for CIFAR-10, to compare a ViT with, or to teach one. Not measured yet.
+
+    Chapter: 8
+    """
+
+    data: str = "cifar10"
+    model: str = "resnet18_cifar"
+    epochs: int = 30
+    batch_size: int = 512
+    optimizer: str = "sgd"
+    learning_rate: float = 0.2
+    weight_decay: float = 5e-4
+    crop: int = 4
+    flip: bool = True
+    label_smoothing: float = 0.1
+    compile: bool = True
+    val_share: float = 0.02
+    save_every: int = 10
+
+
+@dataclass(frozen=True)
+class Cifar10Distilled(Cifar10):
+    """The `cifar10` recipe with a distillation token, for a teacher. Not measured yet.
+
+    Chapter: 10
+    """
+
+    model_options: dict[str, Any] = field(
+        default_factory=lambda: {
+            "distilled": True,
+            "pos_embed": "sincos2d",
+            "init": "mimetic",
+            "drop_path": 0.1,
+        }
+    )
+    distill: str = "hard"
+
+
 RECIPES: dict[str, TrainConfig] = {
     "digits": Digits(),
     "cifar10-mini": Cifar10Mini(),
     "cifar10": Cifar10(),
     "speedrun-90": Speedrun90(),
     "speedrun-93": Speedrun93(),
+    "cifar10-resnet": Cifar10ResNet(),
+    "cifar10-distilled": Cifar10Distilled(),
 }

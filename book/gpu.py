@@ -42,6 +42,16 @@ EXPERIMENTS = (
     "patch-size-cifar10",
     "augmentation-cifar10",
     "learning-rate-cifar10",
+    "data-hunger-1",
+    "distillation-teachers",
+    "distillation-1",
+    "data-hunger-2",
+    "data-hunger-3",
+    "distillation-2",
+    "data-hunger-4",
+    "distillation-3",
+    "distillation",
+    "data-hunger",
 )
 PARTS = (*TESTS, *EXPERIMENTS, "chapters")
 # What a part cannot do without; what vitmini itself imports comes first.

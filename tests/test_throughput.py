@@ -16,6 +16,7 @@ import vitmini as vm
 from vitmini import speedrun, throughput
 from vitmini.__main__ import main
 from vitmini.optim import build_trainer
+from vitmini.records import keep
 from vitmini.throughput import (
     Pictures,
     compare_steps,
@@ -242,9 +243,9 @@ def test_parts_that_were_measured_are_not_measured_again(tmp_path):
         return {"rate": len(calls)}
 
     for _ in range(3):
-        assert speedrun._keep(tmp_path / "a" / "part.json", measure) == {"rate": 1}
+        assert keep(tmp_path / "a" / "part.json", measure) == {"rate": 1}
     with pytest.raises(ZeroDivisionError):
-        speedrun._keep(tmp_path / "b.json", lambda: 1 / 0)
+        keep(tmp_path / "b.json", lambda: 1 / 0)
     assert [p.name for p in tmp_path.rglob("*.*")] == ["part.json"]
 
 

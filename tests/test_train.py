@@ -579,7 +579,7 @@ def broken(data, **changes):
     ("more", "words"),
     [
         ({"model": "vit_digits"}, "model must be a ViT"),
-        ({"model": torch.nn.Linear(2, 2)}, "model must be a ViT"),
+        ({"model": torch.nn.Linear(2, 2)}, "model must be one that vitmini built"),
         ({"data": "digits"}, "data must be an ImageData"),
         ({"config": "digits"}, "config must be a TrainConfig"),
         ({"config": {"epochs": 1}}, "config must be a TrainConfig"),

@@ -15,6 +15,12 @@ if tuple(int(v) for v in _torch.__version__.split("+")[0].split(".")[:2]) < (2, 
 
 from vitmini.attention import Attention, attention_by_hand, attention_weights
 from vitmini.augment import random_affine, random_flip
+from vitmini.baselines import (
+    create_baseline,
+    find_config,
+    list_baselines,
+    training_flops,
+)
 from vitmini.benchmark import compare_models, measure_time, peak_memory
 from vitmini.colab import offer_download, run_folder
 from vitmini.convert import (
@@ -25,6 +31,16 @@ from vitmini.convert import (
     load_npz,
 )
 from vitmini.data import ImageData, load_data
+from vitmini.distill import (
+    Teacher,
+    disagreement,
+    distillation_loss,
+    evaluate_heads,
+    predict_heads,
+    soft_term,
+    soft_term_of_deits_code,
+    token_similarity,
+)
 from vitmini.encoder import MLP, Block, DropPath, LayerScale, drop_path_rates
 from vitmini.initialisation import init_weights
 from vitmini.live import LiveCurve
@@ -43,6 +59,7 @@ from vitmini.pretrained import list_pretrained, load_card, load_pretrained
 from vitmini.profiles import Profile, choose_profile
 from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import list_results, load_result
+from vitmini.runs import load_run, load_teacher
 from vitmini.summary import count_flops, describe_layers, summary_table
 from vitmini.throughput import matrix_rate, measure_loop, model_share
 from vitmini.train import evaluate, train
@@ -61,6 +78,7 @@ __all__ = [
     "PatchEmbed",
     "Profile",
     "RelativePositionBias",
+    "Teacher",
     "TrainConfig",
     "ViT",
     "ViTConfig",
@@ -71,16 +89,22 @@ __all__ = [
     "choose_profile",
     "compare_models",
     "count_flops",
+    "create_baseline",
     "create_model",
     "describe_layers",
+    "disagreement",
+    "distillation_loss",
     "drop_path_rates",
     "evaluate",
+    "evaluate_heads",
+    "find_config",
     "from_huggingface",
     "from_pretrained",
     "from_timm",
     "from_torchvision",
     "get_config",
     "init_weights",
+    "list_baselines",
     "list_models",
     "list_pretrained",
     "list_results",
@@ -90,6 +114,8 @@ __all__ = [
     "load_photo",
     "load_pretrained",
     "load_result",
+    "load_run",
+    "load_teacher",
     "matrix_rate",
     "measure_loop",
     "measure_time",
@@ -100,13 +126,18 @@ __all__ = [
     "peak_memory",
     "plot",
     "position_similarity",
+    "predict_heads",
     "random_affine",
     "random_flip",
     "resize_pos_embed",
     "run_folder",
     "sincos_positions",
+    "soft_term",
+    "soft_term_of_deits_code",
     "summary_table",
+    "token_similarity",
     "train",
+    "training_flops",
     "unpatchify",
     "widgets",
 ]

@@ -14,15 +14,17 @@ from typing import NoReturn
 
 import torch
 
+from vitmini.baselines import find_config
 from vitmini.data import NAMES, ImageData, load_data, normalize
 from vitmini.live import describe_epoch
 from vitmini.model import get_config
 from vitmini.optim import choose_precision
+from vitmini.patches import as_pair
 from vitmini.pictures import printable, read_image
 from vitmini.profiles import choose_profile, device_name
 from vitmini.recipes import RECIPES, TrainConfig
-from vitmini.runs import check_run, data_digest, load_run
-from vitmini.train import build_model, evaluate, split_validation, train
+from vitmini.runs import check_run, data_digest, load_run, load_teacher
+from vitmini.train import build_model, distilling, evaluate, split_validation, train
 
 COMPARED = ("vit_cifar", "vit_small_patch16_224")
 
@@ -48,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's own number")
     p.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    p.add_argument(
+        "--teacher", metavar="DIR", help="a finished run to learn from, beside the labels"
+    )
     p.add_argument("--resume", action="store_true", help="go on with the run in DIR, or start it")
     _add_device(p)
     p.set_defaults(run=_train)
@@ -134,11 +139,16 @@ def _train(args: argparse.Namespace) -> None:
         if not (config.data and Path(config.data).is_dir()):
             load_data(config.data)  # says what it may be
         config = dataclasses.replace(config, data=str(Path(config.data).resolve()))
-    check_run(args.out, config, args.resume)
+    if args.teacher is None and config.distill != "none":
+        raise ValueError(f"recipe {args.recipe} needs a teacher: give --teacher DIR, a run")
+    teacher = None
+    if args.teacher is not None:
+        teacher, config = load_teacher(args.teacher), distilling(config)
+    check_run(args.out, config, args.resume, teacher)
     if config.data in NAMES and config.image_size is None:
         data = load_data(config.data)
     else:
-        own = get_config(config.model, **config.model_options).image_size
+        own = find_config(config.model, **config.model_options).image_size
         data = load_data(config.data, image_size=config.image_size or own)
         _tell(data, config)
     torch.manual_seed(config.seed)
@@ -157,7 +167,7 @@ def _train(args: argparse.Namespace) -> None:
                 bar.set_postfix_str(words, refresh=False)
                 bar.update(int(record["epoch"]) - bar.n)
 
-        history = train(model, data, config, args.out, args.resume, on_epoch=show)
+        history = train(model, data, config, args.out, args.resume, teacher, on_epoch=show)
     last = history[-1]
     epochs = f"{len(history)} epoch{'s' if len(history) > 1 else ''}"
     print(f"{args.out}: {epochs}, test accuracy {last['test_accuracy']:.2%}")
@@ -184,7 +194,7 @@ def _tell(data: ImageData, config: TrainConfig) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     device = _device(args.device)
     model, description = load_run(args.dir)
-    name, size = description["train"]["data"], model.patch_embed.image_size
+    name, size = description["train"]["data"], model.config.image_size
     data = load_data(name) if name in NAMES else load_data(name, image_size=size)
     if data_digest(data) != description["data"]["sha256"]:
         raise ValueError(f"data {data.name} changed since the run in {args.dir} was trained")
@@ -197,7 +207,7 @@ def _predict(args: argparse.Namespace) -> None:
         raise ValueError(f"top must be at least 1, got {args.top}")
     device = _device(args.device)
     model, description = load_run(args.dir)
-    size = model.patch_embed.image_size
+    size = as_pair(model.config.image_size, "image_size")
     images = [read_image(path, model.config.in_channels, size) for path in args.images]
     x = normalize(torch.stack(images), description["data"]["mean"], description["data"]["std"])
     with torch.no_grad():

@@ -140,6 +140,24 @@ def constants(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.cat([like.new_full((1,), value) for value in values])
 
 
+def first_images(data: ImageData, count: int, shown: int | None = None) -> ImageData:
+    """Keep `count` training images, a random choice that is the same in every call.
+
+    A larger choice holds the smaller one. With `shown`, they are repeated in turn until there are
+    so many: an epoch then has one length, however few the images.
+    Raises: `ValueError` when there are fewer, or `shown` is less than `count`.
+    Chapter: 8
+    """
+    total = len(data.train_labels)
+    if not 1 <= count <= total:
+        raise ValueError(f"count must be from 1 to {total}, got {count!r}")
+    if shown is not None and shown < count:
+        raise ValueError(f"shown must be at least count = {count}, got {shown!r}")
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    ids = order[torch.arange(shown or count) % count]
+    return replace(data, train_images=data.train_images[ids], train_labels=data.train_labels[ids])
+
+
 # Batches ------------------------------------------------------------------------------------
 
 

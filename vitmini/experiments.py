@@ -17,7 +17,8 @@ import torch.nn.functional as F
 
 from vitmini.attention import Attention, attention_by_hand
 from vitmini.benchmark import compare_models, measure_time, peak_memory
-from vitmini.data import ImageData, describe_data, load_data
+from vitmini.data import ImageData, describe_data, first_images, load_data
+from vitmini.hunger import data_hunger
 from vitmini.initialisation import SCHEMES
 from vitmini.model import create_model, get_config
 from vitmini.optim import choose_precision
@@ -25,6 +26,7 @@ from vitmini.profiles import Profile, device_name
 from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import code_version, provenance, summarize
 from vitmini.speedrun import speedrun, throughput, throughput_cpu, train_cifar10
+from vitmini.students import distillation
 from vitmini.train import split_validation, train
 
 History = list[dict[str, float]]
@@ -322,12 +324,10 @@ def _small_cifar(profile: Profile) -> tuple[TrainConfig, int, dict[str, Any]]:
 
 def _first_images(data: ImageData, count: int, recipe: TrainConfig) -> tuple[ImageData, str]:
     """Keep `count` training images, a random choice that is the same for every seed; say so."""
-    ids = torch.randperm(len(data.train_labels), generator=torch.Generator().manual_seed(0))[:count]
-    images, labels = data.train_images[ids], data.train_labels[ids]
-    data = dataclasses.replace(data, train_images=images, train_labels=labels)
-    _, val_ids = split_validation(len(ids), recipe)
+    data = first_images(data, min(count, len(data.train_labels)))
+    _, val_ids = split_validation(len(data.train_labels), recipe)
     return data, (
-        f"{describe_data(data.name)}: {len(ids):,} training images "
+        f"{describe_data(data.name)}: {len(data.train_labels):,} training images "
         f"({len(val_ids):,} of them held out), {len(data.test_labels):,} test images, "
         f"{recipe.epochs} epochs"
     )
@@ -435,4 +435,10 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "throughput-cpu": throughput_cpu,
     "train-cifar10": train_cifar10,
     "speedrun": speedrun,
+    # Long ones in parts of minutes: each does what those before it do, and the last one all.
+    **{f"data-hunger-{n}": functools.partial(data_hunger, rounds=n) for n in range(1, 5)},
+    "data-hunger": data_hunger,
+    "distillation-teachers": functools.partial(distillation, rounds=0),
+    **{f"distillation-{n}": functools.partial(distillation, rounds=n) for n in range(1, 4)},
+    "distillation": distillation,
 }

@@ -46,6 +46,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
     "muon" gives Muon the matrices of the blocks, with its steps scaled to AdamW's size, and AdamW
     the rest: embeddings, tokens, positions, norms, biases, the head. It is two optimizers, with one
     learning rate.
+    Raises: `ValueError` for "muon" and a model without blocks, a ResNet.
     Source: Touvron et al. 2021, section 6 (their code: no decay on bias, norm, tokens, positions);
         Jordan et al. 2024 (Muon); Liu et al. 2025, section 2.2 (its step scaled to AdamW's).
     Chapter: 7
@@ -54,6 +55,8 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.
     hidden = [p for n, p in named if ".blocks." in f".{n}" and p.ndim == 2 and decays(n, p)]
     if config.optimizer != "muon":
         hidden = []
+    elif not hidden:
+        raise ValueError("optimizer must be adamw or sgd for a model without blocks, got 'muon'")
     taken = {id(p) for p in hidden}
     decay = [p for n, p in named if id(p) not in taken and decays(n, p)]
     rest = [p for n, p in named if id(p) not in taken and not decays(n, p)]
@@ -277,10 +280,16 @@ def build_trainer(model: nn.Module, config: TrainConfig) -> Trainer:
 def _update_average(average: AveragedModel, model: nn.Module, decay: float) -> None:
     """What `average.update_parameters` does, without its copy of a counter to the device.
 
-    That copy waits, in every step, until the device has done all that it was told.
+    That copy waits, in every step, until the device has done all that it was told. Batch norm's
+    statistics are averaged like the weights that they belong to; counters are copied.
     """
     rate = 1 - decay if average.n_averaged else 1.0  # the counter lives on the CPU
-    torch._foreach_lerp_(list(average.module.parameters()), list(model.parameters()), rate)
+    own, new = ([*m.parameters(), *m.buffers()] for m in (average.module, model))
+    real = [i for i, value in enumerate(new) if value.is_floating_point()]
+    torch._foreach_lerp_([own[i] for i in real], [new[i] for i in real], rate)
+    counters = [i for i in range(len(new)) if i not in real]
+    if counters:
+        torch._foreach_copy_([own[i] for i in counters], [new[i] for i in counters])
     average.n_averaged += 1
 
 

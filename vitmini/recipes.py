@@ -10,10 +10,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vitmini.augment import check_number
-from vitmini.model import ViTConfig, get_config, list_models
+from vitmini.baselines import BASELINES, find_config
+from vitmini.distill import KINDS
+from vitmini.model import PRESETS, ViTConfig
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-_CHOICES = {"optimizer": ("adamw", "sgd", "muon"), "precision": PRECISIONS}
+_CHOICES = {
+    "optimizer": ("adamw", "sgd", "muon"),
+    "precision": PRECISIONS,
+    "distill": ("none", *KINDS),
+}
 # The least and the largest of each whole number, and the largest of each other one.
 _WHOLE = {
     **dict.fromkeys(("epochs", "batch_size", "accumulate", "repeats", "save_every"), (1, math.inf)),
@@ -22,10 +28,12 @@ _WHOLE = {
     "seed": (0, 2**32 - 1),
 }
 _NUMBERS = {
-    **dict.fromkeys(("learning_rate", "clip_norm", "weight_decay", "warmup"), math.inf),
+    **dict.fromkeys(
+        ("learning_rate", "clip_norm", "weight_decay", "warmup", "distill_temperature"), math.inf
+    ),
     **dict.fromkeys(("degrees", "translate", "shear", "jitter", "mixup", "cutmix"), math.inf),
     **dict.fromkeys(("label_smoothing", "val_share", "ema", "scale"), 1),
-    **dict.fromkeys(("resized_crop", "erasing", "switch"), 1),
+    **dict.fromkeys(("resized_crop", "erasing", "switch", "distill_weight"), 1),
 }
 
 
@@ -33,7 +41,8 @@ _NUMBERS = {
 class TrainConfig:
     """What to train, on what, and how; a recipe is one of these under a name.
 
-    The model: `model` names a preset, `model_options` replaces fields of its `ViTConfig`.
+    The model: `model` names a preset, a ViT's or one of `list_baselines()`; `model_options`
+    replaces fields of its configuration.
     The data: a name or a folder, whose pictures are brought to `image_size`, in pixels (None: the
     size of the model's own).
     The length: `epochs`, `batch_size`; `accumulate` computes a batch in that many parts, for
@@ -49,9 +58,12 @@ class TrainConfig:
     `repeats` shows each image so often in a row, in an epoch of the same length.
     The labels: `label_smoothing`; `mixup` and `cutmix` are the alphas of `mix`, `switch` the
     probability of CutMix where both are on.
+    The teacher, where `train` gets one: `distill` is "soft" or "hard" ("none" is for recipes
+    without one), `distill_temperature` softens, `distill_weight` is the teacher's share of the
+    loss.
     The machine: `precision` is "auto", "float32", "bfloat16" or "float16"; `compile` uses
     `torch.compile` on a CUDA device, for the model and for the images (and drops an epoch's last
-    batch where it is short, on any);
+    batch where it is short, on any, as batch norm does);
     `cpu_threads` is how many threads PyTorch may use on a CPU (None: as many as it likes);
     `stream` leaves the images where they are and moves batches to the device (None: where all of
     them would take more than half of its free memory; never on a CPU).
@@ -93,6 +105,9 @@ class TrainConfig:
     mixup: float = 0.0
     cutmix: float = 0.0
     switch: float = 0.5
+    distill: str = "none"
+    distill_temperature: float = 3.0
+    distill_weight: float = 0.5
     precision: str = "auto"
     compile: bool = False
     val_share: float = 0.1
@@ -106,7 +121,7 @@ class TrainConfig:
             check_number(name, getattr(self, name), least, largest, int)
         for name, largest in _NUMBERS.items():
             check_number(name, getattr(self, name), 0, largest)
-        for name in ("learning_rate", "clip_norm"):
+        for name in ("learning_rate", "clip_norm", "distill_temperature"):
             if getattr(self, name) == 0:
                 raise ValueError(f"{name} must be above 0, got 0")
         for name in ("label_smoothing", "val_share", "ema", "scale"):
@@ -129,17 +144,18 @@ class TrainConfig:
             raise ValueError(f"accumulate must not exceed batch_size, got {self.accumulate}")
         if not isinstance(self.data, str):
             raise ValueError(f"data must be a str, a name or a folder, got {self.data!r}")
-        if self.model not in list_models():
-            raise ValueError(f"model must be one of {', '.join(list_models())}, got {self.model!r}")
+        known = [*PRESETS, *BASELINES]
+        if self.model not in known:
+            raise ValueError(f"model must be one of {', '.join(known)}, got {self.model!r}")
         if not isinstance(self.model_options, dict):
             raise ValueError(f"model_options must be a dict, got {self.model_options!r}")
         for name in self.model_options:
             if name in ("image_size", "in_channels", "num_classes"):
                 raise ValueError(f"model_options must not hold {name}: the data decides it")
-            if name not in ViTConfig.__dataclass_fields__:
+            if self.model in PRESETS and name not in ViTConfig.__dataclass_fields__:
                 raise ValueError(f"model_options must hold fields of ViTConfig, got {name!r}")
         size = {} if self.image_size is None else {"image_size": self.image_size}
-        get_config(self.model, **size, **self.model_options)
+        find_config(self.model, **size, **self.model_options)
         if not (self.stream is None or isinstance(self.stream, bool)):
             raise ValueError(f"stream must be True, False or None, got {self.stream!r}")
         if self.cpu_threads is not None:
@@ -250,10 +266,52 @@ class Speedrun93(Cifar10):
     save_every: int = 20
 
 
+@dataclass(frozen=True)
+class Cifar10ResNet(TrainConfig):
+    """A ResNet-18 for CIFAR-10, to compare a ViT with, or to teach one. Not measured yet.
+
+    Chapter: 8
+    """
+
+    data: str = "cifar10"
+    model: str = "resnet18_cifar"
+    epochs: int = 30
+    batch_size: int = 512
+    optimizer: str = "sgd"
+    learning_rate: float = 0.2
+    weight_decay: float = 5e-4
+    crop: int = 4
+    flip: bool = True
+    label_smoothing: float = 0.1
+    compile: bool = True
+    val_share: float = 0.02
+    save_every: int = 10
+
+
+@dataclass(frozen=True)
+class Cifar10Distilled(Cifar10):
+    """The `cifar10` recipe with a distillation token, for a teacher. Not measured yet.
+
+    Chapter: 10
+    """
+
+    model_options: dict[str, Any] = field(
+        default_factory=lambda: {
+            "distilled": True,
+            "pos_embed": "sincos2d",
+            "init": "mimetic",
+            "drop_path": 0.1,
+        }
+    )
+    distill: str = "hard"
+
+
 RECIPES: dict[str, TrainConfig] = {
     "digits": Digits(),
     "cifar10-mini": Cifar10Mini(),
     "cifar10": Cifar10(),
     "speedrun-90": Speedrun90(),
     "speedrun-93": Speedrun93(),
+    "cifar10-resnet": Cifar10ResNet(),
+    "cifar10-distilled": Cifar10Distilled(),
 }

@@ -5,20 +5,23 @@ Chapter: 0 reads the first of them.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import json
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vitmini.profiles import PROFILES
+from vitmini.profiles import PROFILES, Profile, device_name
 
 _HERE = Path(__file__).resolve().parent
 _CHECKOUT = _HERE.parent / "book" / "results"
@@ -140,3 +143,61 @@ def code_version() -> str:
     for path in sorted(_HERE.glob("*.py")):
         digest.update(path.read_bytes())
     return f"sources {digest.hexdigest()[:12]}"
+
+
+# Experiments of several parts -------------------------------------------------------------------
+
+
+@contextmanager
+def experiment_folder(name: str, profile: Profile) -> Iterator[Path]:
+    """Where parts are kept, so that a second call goes on: one folder for each version.
+
+    Chapter: 7
+    """
+    if profile.name == "ci":
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    else:
+        yield Path("runs", "experiments", f"{name}-{code_version().replace(' ', '-')}")
+
+
+def keep(path: Path, measure: Callable[[], Any]) -> Any:
+    """Measure, unless an earlier call did; what it found is written whole or not at all.
+
+    Chapter: 7
+    """
+    if not path.exists():
+        found = measure()
+        found = dataclasses.asdict(found) if dataclasses.is_dataclass(found) else found  # type: ignore[arg-type]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".part")
+        temporary.write_text(json.dumps(found), encoding="utf-8")
+        temporary.replace(path)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def new_result(
+    name: str,
+    profile: Profile,
+    device: str,
+    words: str,
+    seconds: float,
+    seeds: list[int],
+    metrics: dict[str, Any],
+    curves: dict[str, Any],
+) -> dict[str, Any]:
+    """Put together what `save_result` writes; `words` say which data were used, and how.
+
+    Chapter: 7
+    """
+    return {
+        "name": name,
+        "device": device_name(device),
+        **provenance(),
+        "data": words,
+        "profile": profile.name,
+        "seconds": round(seconds, 1),
+        "seeds": seeds,
+        "metrics": metrics,
+        "curves": curves,
+    }

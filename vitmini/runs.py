@@ -24,9 +24,10 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import nn
 
+from vitmini.baselines import AnyConfig, build_network, read_config, write_config
 from vitmini.convert import one_line
 from vitmini.data import ImageData, in_blocks
-from vitmini.model import ViT, ViTConfig
+from vitmini.distill import Teacher
 from vitmini.optim import Trainer
 from vitmini.recipes import TrainConfig
 
@@ -45,11 +46,14 @@ _DAMAGE = (
 # A run's folder -----------------------------------------------------------------------------
 
 
-def check_run(out: str | Path, config: TrainConfig, resume: bool = False) -> Path:
+def check_run(
+    out: str | Path, config: TrainConfig, resume: bool = False, teacher: Teacher | None = None
+) -> Path:
     """Refuse a folder that a run must not be written to, before any data is read.
 
     Raises: `ValueError` when `out` is no path or a file, holds a run already (without `resume`),
-        holds the run of another configuration (with it), or is being written to by another process.
+        holds the run of another configuration or teacher (with it), or is being written to by
+        another process.
     Chapter: 7
     """
     if not isinstance(out, (str, Path)) or not str(out):
@@ -63,7 +67,8 @@ def check_run(out: str | Path, config: TrainConfig, resume: bool = False) -> Pat
     if not resume:
         raise ValueError(f"{folder} already holds a run: choose another folder, or resume it")
     standard = json.loads(json.dumps(dataclasses.asdict(TrainConfig())))
-    theirs = standard | _read_config(folder)["train"]  # an older run lacks newer options
+    description = _read_config(folder)
+    theirs = standard | description["train"]  # an older run lacks newer options
     ours = json.loads(json.dumps(dataclasses.asdict(config)))  # as it reads back
     changed = [k for k in sorted(ours | theirs) if ours.get(k) != theirs.get(k)]
     if changed:
@@ -71,6 +76,8 @@ def check_run(out: str | Path, config: TrainConfig, resume: bool = False) -> Pat
         raise ValueError(
             f"{folder} holds another run: its {k} is {theirs.get(k)!r}, not {ours.get(k)!r}"
         )
+    if description.get("teacher") != (None if teacher is None else teacher.identity()):
+        raise ValueError(f"{folder} holds another run: its teacher is not the one given")
     with lock_run(folder):  # is it free?
         return folder
 
@@ -141,7 +148,12 @@ def data_digest(data: ImageData) -> str:
 
 
 def open_run(
-    folder: Path, config: TrainConfig, model_config: ViTConfig, data: ImageData, trainer: Trainer
+    folder: Path,
+    config: TrainConfig,
+    model_config: AnyConfig,
+    data: ImageData,
+    trainer: Trainer,
+    teacher: Teacher | None = None,
 ) -> list[dict[str, float]]:
     """Start a run in `folder`, or take over the state of the one that is there.
 
@@ -151,7 +163,7 @@ def open_run(
     """
     description = {
         "train": dataclasses.asdict(config),
-        "model": dataclasses.asdict(model_config),
+        "model": write_config(model_config),
         "data": {
             "name": data.name,
             "classes": data.classes,
@@ -160,14 +172,16 @@ def open_run(
             "sha256": data_digest(data),
         },
     }
+    if teacher is not None:
+        description["teacher"] = teacher.identity()
     description = json.loads(json.dumps(description))  # as it reads back: tuples become lists
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "config.json", json.dumps(description, indent=2) + "\n")
         return []
     theirs = _read_config(folder)
-    for part in ("model", "data"):
-        if theirs[part] != description[part]:
+    for part in ("model", "data", "teacher"):
+        if theirs.get(part) != description.get(part):
             raise ValueError(f"{folder} holds another run: its {part} is not the one given")
     if not (folder / "checkpoint.pt").exists():
         return []
@@ -222,9 +236,10 @@ def save_weights(folder: Path, model: nn.Module) -> None:
     write_whole(folder / "model.safetensors", save_safetensors(state))
 
 
-def load_run(folder: str | Path) -> tuple[ViT, dict[str, Any]]:
+def load_run(folder: str | Path) -> tuple[Any, dict[str, Any]]:
     """Load the model of a finished run, in evaluation mode, and what its `config.json` says.
 
+    Shapes: the model is a `ViT`, or what `create_baseline` gives.
     Raises: `ValueError` when the folder holds no finished run, or a damaged one.
     Chapter: 7
     """
@@ -237,25 +252,37 @@ def load_run(folder: str | Path) -> tuple[ViT, dict[str, Any]]:
         raise ValueError(f"{folder} holds no finished run: {path.name} is missing, resume it first")
     try:
         fields: dict[str, Any] = description["model"]
-        vit_config = ViTConfig(**fields)
-        _check_data(description, vit_config)
+        config = read_config(fields)
+        _check_data(description, config)
         weights = load_safetensors(_read_bytes(path))
-        if vit_config.depth > len(weights):  # it would be built for ever
-            raise ValueError(f"it holds no weights for {vit_config.depth} blocks")
+        depth = getattr(getattr(config, "vit", config), "depth", 0)
+        if depth > len(weights):  # it would be built for ever
+            raise ValueError(f"it holds no weights for {depth} blocks")
         with torch.device("meta"):  # no memory yet: the shapes may be anything
-            shapes = {k: (v.shape, v.dtype) for k, v in ViT(vit_config).state_dict().items()}
+            shapes = {k: (v.shape, v.dtype) for k, v in build_network(config).state_dict().items()}
         if {k: (v.shape, v.dtype) for k, v in weights.items()} != shapes:
             raise ValueError("names, shapes or types of the weights are not those of config.json")
         if not all(weight.isfinite().all() for weight in weights.values()):
             raise ValueError("the weights are not finite")
-        model = ViT(vit_config)
+        model = build_network(config)
         model.load_state_dict(weights)
     except (SafetensorError, MemoryError, *_DAMAGE) as error:
         raise ValueError(f"{path} is damaged or not this run's: {one_line(error)}") from None
     return model.eval(), description
 
 
-def _check_data(description: dict[str, Any], config: ViTConfig) -> None:
+def load_teacher(folder: str | Path) -> Teacher:
+    """Make a teacher of a finished run: it sees pictures as it did in its own training.
+
+    Raises: `ValueError` when the folder holds no finished run, or a damaged one.
+    Chapter: 10
+    """
+    model, description = load_run(folder)
+    data = description["data"]
+    return Teacher(model, data["mean"], data["std"], model.config.image_size)
+
+
+def _check_data(description: dict[str, Any], config: AnyConfig) -> None:
     data, name = description["data"], description["train"]["data"]
     classes, mean, std = data["classes"], data["mean"], data["std"]
     if not isinstance(name, str) or not isinstance(data["sha256"], str):

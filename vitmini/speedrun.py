@@ -15,8 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,9 @@ import torch
 from vitmini.data import describe_data, load_data
 from vitmini.model import get_config
 from vitmini.optim import choose_precision
-from vitmini.profiles import Profile, device_name
+from vitmini.profiles import Profile
 from vitmini.recipes import RECIPES, TrainConfig
-from vitmini.records import code_version, provenance, summarize
+from vitmini.records import experiment_folder, keep, new_result, summarize
 from vitmini.throughput import (
     NO_COUNTERPART,
     compare_steps,
@@ -68,12 +67,12 @@ def _timed_runs(name: str, recipes: list[str], profile: Profile) -> dict[str, An
     seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
     epochs = profile.pick(ci=2, cpu=None, gpu=None)
     runs: dict[str, list[dict[str, Any]]] = {recipe: [] for recipe in recipes}
-    with _folder("speedrun", profile) as folder:
+    with experiment_folder("speedrun", profile) as folder:
         for seed in seeds:  # a first look at every recipe comes before the second seed of any
             for recipe in recipes:
                 out = folder / f"{recipe}-{seed}"
                 measure = functools.partial(timed_run, recipe, seed, out, profile.device, epochs)
-                run = _keep(folder / f"{recipe}-{seed}.json", measure)
+                run = keep(folder / f"{recipe}-{seed}.json", measure)
                 runs[recipe].append(run)
                 accuracy = run["history"][-1]["test_accuracy"]
                 print(f"{recipe}, seed {seed}: {accuracy:.2%} in {run['seconds']} s", flush=True)
@@ -92,7 +91,7 @@ def _timed_runs(name: str, recipes: list[str], profile: Profile) -> dict[str, An
     lengths = ", ".join(f"{len(done[0]['history'])} epochs of {r}" for r, done in runs.items())
     words = f"{describe_data(RECIPES[recipes[0]].data)}; {lengths}; the clock starts before Python"
     spent = sum(run["seconds"] for done in runs.values() for run in done)
-    return _result(name, profile, profile.device, words, spent, seeds, metrics, curves)
+    return new_result(name, profile, profile.device, words, spent, seeds, metrics, curves)
 
 
 def timed_run(
@@ -197,31 +196,31 @@ def _throughput(name: str, profile: Profile, device: str) -> dict[str, Any]:
     metrics: dict[str, float] = {}
     rates: list[float] = []
     part: Callable[[], Any]
-    with _folder(name, profile) as folder:
+    with experiment_folder(name, profile) as folder:
         part = functools.partial(matrix_rate, device, dtype, effort.matrix)
-        limit = metrics["matrix_rate"] = _keep(folder / "matrix.json", part)
+        limit = metrics["matrix_rate"] = keep(folder / "matrix.json", part)
         for model, batch in effort.raced:
             config = TrainConfig(batch_size=batch, compile=True)
             part = functools.partial(
                 compare_steps, get_config(model), config, device, 5, effort.repeats
             )
-            found = _keep(folder / f"step-{model}.json", part)
+            found = keep(folder / f"step-{model}.json", part)
             metrics |= _step_metrics(model, found, limit)
         for key, config in (("recipe", recipe), ("plain", plain)):
             part = functools.partial(
                 measure_loop, data, config, device, effort.batches, effort.repeats
             )
-            found = _keep(folder / f"loop-{key}.json", part)
+            found = keep(folder / f"loop-{key}.json", part)
             metrics |= {f"{what}_{key}": value for what, value in found.items()}
         part = functools.partial(
             measure_pictures, data, plain, device, effort.workers, effort.seconds
         )
-        pictures = metrics["images_torchvision"] = _keep(folder / "pictures.json", part)
+        pictures = metrics["images_torchvision"] = keep(folder / "pictures.json", part)
         metrics["images_over_torchvision"] = metrics["images_plain"] / pictures
         rungs = ladder(device, effort.workers, *effort.sizes)
         for i, rung in enumerate(rungs):
             part = functools.partial(measure_rung, rung, data, plain, device, effort.seconds)
-            rates.append(_keep(folder / f"rung-{i}.json", part))
+            rates.append(keep(folder / f"rung-{i}.json", part))
             print(f"{rung.name}: {rates[-1]:,.0f} images/s", flush=True)
     model_config = build_model(recipe, data).config
     shares = [model_share(model_config, r, limit) for r in rates]
@@ -240,7 +239,7 @@ def _throughput(name: str, profile: Profile, device: str) -> dict[str, Any]:
     )
     summaries = {key: summarize([float(f"{value:.5g}")]) for key, value in metrics.items()}
     spent = time.perf_counter() - start
-    return _result(name, profile, device, words, spent, [recipe.seed], summaries, curves)
+    return new_result(name, profile, device, words, spent, [recipe.seed], summaries, curves)
 
 
 def _step_metrics(model: str, found: dict[str, list[float]], limit: float) -> dict[str, float]:
@@ -256,48 +255,3 @@ def _step_metrics(model: str, found: dict[str, list[float]], limit: float) -> di
 def _needs_gpu(name: str, profile: Profile) -> None:
     if profile.name == "cpu":
         raise ValueError(f"{name} needs a CUDA device: its profile is cpu")
-
-
-@contextmanager
-def _folder(name: str, profile: Profile) -> Iterator[Path]:
-    """Where parts are kept, so that a second call goes on: one folder for each version."""
-    if profile.name == "ci":
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-    else:
-        yield Path("runs", "experiments", f"{name}-{code_version().replace(' ', '-')}")
-
-
-def _keep(path: Path, measure: Callable[[], Any]) -> Any:
-    """Measure, unless an earlier call did; what it found is written whole or not at all."""
-    if not path.exists():
-        found = measure()
-        found = dataclasses.asdict(found) if dataclasses.is_dataclass(found) else found  # type: ignore[arg-type]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".part")
-        temporary.write_text(json.dumps(found), encoding="utf-8")
-        temporary.replace(path)
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _result(
-    name: str,
-    profile: Profile,
-    device: str,
-    words: str,
-    seconds: float,
-    seeds: list[int],
-    metrics: dict[str, Any],
-    curves: dict[str, Any],
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "device": device_name(device),
-        **provenance(),
-        "data": words,
-        "profile": profile.name,
-        "seconds": round(seconds, 1),
-        "seeds": seeds,
-        "metrics": metrics,
-        "curves": curves,
-    }

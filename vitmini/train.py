@@ -5,11 +5,14 @@ Chapter: 7.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +22,7 @@ from vitmini.augment import (
     auto_augment,
     color_jitter,
     mix,
+    one_hot,
     rand_augment,
     random_affine,
     random_crop,
@@ -27,19 +31,24 @@ from vitmini.augment import (
     random_resized_crop,
     trivial_augment,
 )
+from vitmini.baselines import build_network, find_config, model_config
+from vitmini.convert import one_line
 from vitmini.data import ImageData, fits_on, take_batches
-from vitmini.model import ViT, create_model
+from vitmini.distill import Teacher, distillation_loss
 from vitmini.optim import Trainer, build_trainer, learning_rate_at
 from vitmini.recipes import TrainConfig
 from vitmini.runs import check_run, lock_run, open_run, save_epoch, save_weights
 
+Teach = Callable[[Tensor], Tensor]  # the student's images (B, C, H, W) -> logits (B, K)
+
 
 def train(
-    model: ViT,
+    model: Any,
     data: ImageData,
     config: TrainConfig,
     out: str | Path | None = None,
     resume: bool = False,
+    teacher: Teacher | nn.Module | None = None,
     on_epoch: Callable[[dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
     """Train `model` in place on `data`, on the model's device; return one record an epoch.
@@ -51,11 +60,19 @@ def train(
     written whole or not at all; `resume` goes on from there. With `config.ema`, accuracies are
     those of the averaged weights, and at the end `model` has them.
 
+    `model` is a `ViT`, what `create_baseline` gives, or, without `out`, any module. With a
+    `teacher`, the loss is `distillation_loss` by `config.distill`, where "none" then means "hard";
+    a distilled model's class head learns from the labels, its distillation head from the teacher.
+    A module that is no `Teacher` sees images normalised as the student does. The teacher stays as
+    it is; the run knows it by a hash in `config.json`.
+
     Shapes: accuracies in [0, 1]; `lr` is the epoch's last; `seconds` is the epoch's wall time.
-    Raises: `ValueError` when the model is distilled or not for such data, when `out` holds a run
-        already (without `resume`) or another run (with it) or is being written to by another
-        process, or when the checkpoint is damaged; `FloatingPointError` when the loss is not
-        finite; `MemoryError` when the device's memory does not hold a batch, with a size that does;
+    Raises: `ValueError` when the model is not for such data, has two heads without a teacher, or
+        `config` wants one and there is none, when the teacher knows other classes, when `out` holds
+        a run already (without `resume`) or another run or another teacher's (with it) or is being
+        written to by another process, or when the checkpoint is damaged; `FloatingPointError` when
+        the loss is not finite; `MemoryError` when the device's memory does not hold a batch, with a
+        size that does;
         `OSError` when `out` cannot be written to any more.
     Source: Touvron et al. 2021, section 6 and Table 9.
     Chapter: 7
@@ -65,26 +82,42 @@ def train(
     if on_epoch is not None and not callable(on_epoch):
         raise ValueError(f"on_epoch must be a function of a record, got {on_epoch!r}")
     _check_data(model, data)
-    if model.config.distilled:
-        raise ValueError("model must have one head: distilled=True needs a teacher to learn from")
-    if len(data.classes) != model.config.num_classes:
+    known = getattr(getattr(model, "config", None), "num_classes", len(data.classes))
+    if len(data.classes) != known:
         raise ValueError(
             f"model must have a class for each of the data's {len(data.classes)}, got "
-            f"num_classes={model.config.num_classes}"
+            f"num_classes={known}"
         )
+    if teacher is None and getattr(getattr(model, "config", None), "distilled", False):
+        raise ValueError("model must have one head: distilled=True needs a teacher to learn from")
+    if teacher is None and config.distill != "none":
+        raise ValueError(f"teacher must be given: the recipe's distill is {config.distill!r}")
+    if teacher is not None:
+        config = distilling(config)
+        if not isinstance(teacher, Teacher):
+            teacher = Teacher(teacher, data.mean, data.std)
     if out is None:
-        return _train(model, data, config, None, on_epoch)
-    folder = check_run(out, config, resume)
+        return _train(model, data, config, None, teacher, on_epoch)
+    model_config(model)
+    folder = check_run(out, config, resume, teacher)
     with lock_run(folder):
-        return _train(model, data, config, folder, on_epoch)
+        return _train(model, data, config, folder, teacher, on_epoch)
+
+
+def distilling(config: TrainConfig) -> TrainConfig:
+    """What a recipe becomes with a teacher: one that says nothing of it distils hard, as DeiT.
+
+    Chapter: 10
+    """
+    return dataclasses.replace(config, distill="hard") if config.distill == "none" else config
 
 
 def _check_data(model: nn.Module, data: ImageData) -> None:
     """Refuse what would fail late, or be learned from without a word."""
     if not isinstance(data, ImageData):
         raise ValueError(f"data must be an ImageData, as load_data gives it, got {data!r}")
-    if not (isinstance(model, nn.Module) and hasattr(model, "config")):
-        raise ValueError(f"model must be a ViT of vitmini, got {type(model).__name__}")
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a ViT or another module, got {type(model).__name__}")
     classes = len(data.classes)
     for part in ("train", "test"):
         images, labels = getattr(data, f"{part}_images"), getattr(data, f"{part}_labels")
@@ -108,18 +141,20 @@ def _check_data(model: nn.Module, data: ImageData) -> None:
 
 
 def _train(
-    model: ViT,
+    model: Any,
     data: ImageData,
     config: TrainConfig,
     folder: Path | None,
+    teacher: Teacher | None,
     on_epoch: Callable[[dict[str, float]], None] | None,
 ) -> list[dict[str, float]]:
     """What `train` does once the folder is its own."""
     device = next(model.parameters()).device
     trainer = build_trainer(model, config)
+    teach = None if teacher is None else build_teach(teacher, data, trainer)
     history: list[dict[str, float]] = []
     if folder is not None:
-        history = open_run(folder, config, model.config, data, trainer)
+        history = open_run(folder, config, model_config(model), data, trainer, teacher)
     stream = not fits_on(device, data) if config.stream is None else config.stream
     if not stream:
         data = _move(data, device)
@@ -130,7 +165,7 @@ def _train(
         start = time.perf_counter()
         with _epoch_randomness(config.seed, epoch, device) as generator, _threads(config):
             record = {"epoch": epoch} | train_epoch(
-                trainer, data, train_ids, config, epoch, generator, stream
+                trainer, data, train_ids, config, epoch, generator, stream, teach
             )
         with _threads(config):
             if len(val_ids):
@@ -173,6 +208,7 @@ def train_epoch(
     epoch: int,
     generator: torch.Generator,
     stream: bool = False,
+    teach: Teach | None = None,
 ) -> dict[str, float]:
     """Train once on the images `train_ids` of `data`; return `train_loss` and the last `lr`.
 
@@ -183,8 +219,9 @@ def train_epoch(
     prepare = batch_maker(trainer)
     order = epoch_order(train_ids, config, generator)
     batches = order.split(config.batch_size)
-    if config.compile and len(batches) > 1 and len(batches[-1]) < config.batch_size:
-        batches = batches[:-1]  # another shape would be compiled anew
+    whole = config.compile or has_batch_norm(trainer.model)
+    if whole and len(batches) > 1 and len(batches[-1]) < config.batch_size:
+        batches = batches[:-1]  # another shape is compiled anew; few images are poor statistics
     trainer.model.train()
     lr, seen = 0.0, sum(map(len, batches))
     total = torch.zeros((), device=trainer.device)
@@ -193,7 +230,7 @@ def train_epoch(
         lr = learning_rate_at((epoch - 1) * len(batches) + i, len(batches), config)
         trainer.set_learning_rate(lr)
         images, targets = prepare(data, images, labels, config, generator)
-        loss = train_step(trainer, images, targets, config)
+        loss = train_step(trainer, images, targets, config, teach)
         bad = torch.where((bad < 0) & ~loss.isfinite(), i, bad)
         total += loss * len(images)
     if bad >= 0:
@@ -205,7 +242,42 @@ def train_epoch(
     return {"train_loss": total.item() / seen, "lr": lr}
 
 
-def train_step(trainer: Trainer, images: Tensor, targets: Tensor, config: TrainConfig) -> Tensor:
+def has_batch_norm(model: nn.Module) -> bool:
+    """Say whether an image's logits depend on the others of its batch. Chapter: 8."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+
+
+def build_teach(teacher: Teacher, data: ImageData, trainer: Trainer) -> Teach:
+    """Let a teacher answer in the student's way: its device, its precision, compiled or not.
+
+    Raises: `ValueError` when it knows another number of classes, or takes no such images.
+    Chapter: 10
+    """
+    teacher = copy.deepcopy(teacher).to(trainer.device)
+    C, H, W = data.train_images.shape[1:]
+    blank = torch.zeros(1, C, H, W, device=trainer.device)
+    try:
+        given = tuple(teacher(blank, data.mean, data.std).shape)
+    except RuntimeError as error:
+        raise ValueError(f"teacher must take images of {C}x{H}x{W}: {one_line(error)}") from None
+    if given != (1, len(data.classes)):
+        raise ValueError(f"teacher must know {len(data.classes)} classes, not {given[-1]}")
+    forward: Any = torch.compile(teacher) if trainer.compiled else teacher
+
+    def teach(images: Tensor) -> Tensor:
+        with trainer.autocast():
+            return forward(images, data.mean, data.std)
+
+    return teach
+
+
+def train_step(
+    trainer: Trainer,
+    images: Tensor,
+    targets: Tensor,
+    config: TrainConfig,
+    teach: Teach | None = None,
+) -> Tensor:
     """Compute the loss of a batch in `config.accumulate` parts, and do one step.
 
     Shapes: images (B, C, H, W), targets (B,) or (B, K) as `prepare_batch` gives them -> ().
@@ -216,20 +288,36 @@ def train_step(trainer: Trainer, images: Tensor, targets: Tensor, config: TrainC
     parts = zip(images.chunk(config.accumulate), targets.chunk(config.accumulate), strict=True)
     try:
         for x, y in parts:
-            with trainer.autocast():
-                logits = trainer.forward(x)
-            smoothing = config.label_smoothing if y.ndim == 1 else 0.0  # mixed ones have it already
-            part = F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
+            part = _loss(trainer, x, y, config, teach)
             part = part * (len(x) / len(images)) if config.accumulate > 1 else part
             trainer.scaler.scale(part).backward()
             loss += part.detach()
         trainer.update()
     except torch.OutOfMemoryError:
-        raise MemoryError(_advice(trainer, images, targets, config)) from None
+        raise MemoryError(_advice(trainer, images, targets, config, teach)) from None
     return loss
 
 
-def _advice(trainer: Trainer, images: Tensor, targets: Tensor, config: TrainConfig) -> str:
+def _loss(
+    trainer: Trainer, images: Tensor, targets: Tensor, config: TrainConfig, teach: Teach | None
+) -> Tensor:
+    with trainer.autocast():
+        logits = trainer.forward(images)
+    smoothing = config.label_smoothing if targets.ndim == 1 else 0.0  # mixed ones have it already
+    if teach is None:
+        return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+    taught = teach(images)
+    if smoothing:
+        targets = one_hot(targets, taught.shape[1], smoothing)
+    pair = isinstance(logits, tuple)
+    logits = (logits[0].float(), logits[1].float()) if pair else logits.float()
+    how = config.distill, config.distill_temperature, config.distill_weight
+    return distillation_loss(logits, taught, targets, *how)
+
+
+def _advice(
+    trainer: Trainer, images: Tensor, targets: Tensor, config: TrainConfig, teach: Teach | None
+) -> str:
     """Find a size that fits, by trying: halve the part of a batch until it does."""
     tried = -(-len(images) // config.accumulate)
     size = tried // 2
@@ -239,9 +327,7 @@ def _advice(trainer: Trainer, images: Tensor, targets: Tensor, config: TrainConf
         if images.device.type == "cuda":
             torch.cuda.empty_cache()
         try:
-            with trainer.autocast():
-                logits = trainer.forward(images[:size])
-            F.cross_entropy(logits.float(), targets[:size]).backward()
+            _loss(trainer, images[:size], targets[:size], config, teach).backward()
             break
         except torch.OutOfMemoryError:
             size //= 2
@@ -331,17 +417,17 @@ def _compiled_prepare() -> Callable[..., tuple[Tensor, Tensor]]:
     return torch.compile(prepare_batch, dynamic=False)
 
 
-def build_model(config: TrainConfig, data: ImageData) -> ViT:
+def build_model(config: TrainConfig, data: ImageData) -> Any:
     """Build a recipe's model with fresh weights, for the size, channels and classes of `data`.
 
+    Shapes: a `ViT`, or what `create_baseline` gives.
     Raises: `ValueError` when the images do not divide into the model's patches.
     Chapter: 7
     """
     channels, rows, columns = data.train_images.shape[1:]
-    sizes = {"image_size": (rows, columns), "in_channels": channels}
-    return create_model(
-        config.model, **sizes, num_classes=len(data.classes), **config.model_options
-    )
+    sizes: dict[str, Any] = {"image_size": (rows, columns), "in_channels": channels}
+    sizes["num_classes"] = len(data.classes)
+    return build_network(find_config(config.model, **sizes, **config.model_options))
 
 
 def split_validation(count: int, config: TrainConfig) -> tuple[Tensor, Tensor]:

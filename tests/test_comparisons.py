@@ -1,0 +1,229 @@
+"""The recorded experiments of chapters 8 and 10: equal terms, parts that are cut off and go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+import vitmini as vm
+from vitmini import hunger, students
+from vitmini.__main__ import main
+from vitmini.baselines import find_config
+from vitmini.data import first_images
+from vitmini.experiments import EXPERIMENTS
+from vitmini.profiles import Profile
+
+CI = Profile("ci", "cpu")
+PROFILES = [CI, Profile("cpu", "cpu"), Profile("gpu", "cuda")]
+each_profile = pytest.mark.parametrize("profile", PROFILES, ids=lambda p: p.name)
+
+
+def rehearse(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("VITMINI_PROFILE", "ci")
+    assert main(["experiment", name, "--out", str(tmp_path)]) == 0
+    return json.loads((tmp_path / f"{name}.json").read_text())
+
+
+# Data hunger ----------------------------------------------------------------------------------
+
+
+def test_data_hunger_runs_in_seconds(tmp_path, monkeypatch):
+    result = rehearse("data-hunger", tmp_path, monkeypatch)
+    metrics = result["metrics"]
+    for model in ("vit", "hybrid", "resnet"):
+        assert metrics[f"parameters_{model}"]["mean"] > 0
+        for key in ("strong_{}_40_2", "strong_{}_120_1", "weak_{}_120_2"):
+            assert 0 <= metrics[f"test_accuracy_{key.format(model)}"]["mean"] <= 1
+    one, two = (metrics[f"training_flops_strong_vit_120_{n}"]["mean"] for n in (1, 2))
+    assert two == 2 * one == 240 * vm.training_flops(find_config("vit_digits", **SMALL))
+    assert result["seeds"] == [0] and result["curves"]["sizes"] == [40, 120]
+
+
+SMALL = {"dim": 16, "depth": 1, "num_heads": 2}
+
+
+def test_first_images_are_nested_and_shown_in_turn(digits):
+    few, more = first_images(digits, 10), first_images(digits, 30)
+    assert torch.equal(more.train_images[:10], few.train_images)
+    shown = first_images(digits, 10, 25)
+    assert len(shown.train_labels) == 25
+    assert torch.equal(shown.train_images[20:], few.train_images[:5])
+    assert torch.equal(shown.train_labels[10:20], few.train_labels)
+    assert shown.test_images is digits.test_images
+    for count, given, words in (
+        (0, None, "count must be from 1 to 1437, got 0"),
+        (1438, None, "count must be"),
+        (10, 9, "shown must be at least count = 10, got 9"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            first_images(digits, count, given)
+
+
+@each_profile
+def test_all_models_see_equally_many_images_whatever_the_size(profile):
+    plan = hunger.plan_hunger(profile)
+    assert plan.sizes[-1] % plan.recipe.batch_size == 0  # nothing is dropped
+    assert plan.recipe.val_share == 0 and plan.recipe.epochs not in plan.lengths
+    for part in hunger.rounds_of(plan, profile):
+        for model in plan.models:
+            config = hunger.configure(plan, model, part.augmentation, part.seed, part.lengths[0])
+            other = hunger.configure(plan, "vit", part.augmentation, part.seed, part.lengths[0])
+            same = {"model": other.model, "model_options": other.model_options}
+            assert dataclasses.replace(config, **same) == other
+
+
+def test_the_gpus_models_cost_alike():
+    plan = hunger.plan_hunger(PROFILES[2])
+    flops = {m: vm.training_flops(find_config(n, **o)) for m, (n, o) in plan.models.items()}
+    assert max(flops.values()) < 1.35 * min(flops.values())
+    rounds = hunger.rounds_of(plan, PROFILES[2])
+    assert plan.sizes == (1_000, 5_000, 20_000, 50_000)
+    strong = [r.seed for r in rounds if r.augmentation == "strong" and r.sizes == plan.sizes]
+    assert strong == [0, 1, 2] and [r.augmentation for r in rounds].count("weak") == 1
+    images = sum(plan.sizes[-1] * sum(r.lengths) * len(r.sizes) for r in rounds)
+    assert sum(flops.values()) * images / 100e12 < 90 * 60  # at half of what a ViT reaches
+
+
+def kept(monkeypatch, tmp_path, module, plan):
+    """A profile whose parts are kept, with the settings of the smallest one."""
+    monkeypatch.chdir(tmp_path)
+    small = getattr(module, plan)(CI)
+    monkeypatch.setattr(module, plan, lambda _: small)
+    return Profile("cpu", "cpu")
+
+
+def test_data_hunger_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
+    profile = kept(monkeypatch, tmp_path, hunger, "plan_hunger")
+    trained, real = [], hunger.train
+
+    def train(model, data, config, out, resume):
+        def cut_off(record):
+            if len(trained) == 3:
+                raise KeyboardInterrupt
+
+        trained.append(out.name)
+        return real(model, data, config, out, resume, on_epoch=cut_off)
+
+    monkeypatch.setattr(hunger, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        hunger.data_hunger(profile, rounds=1)
+    assert len(trained) == 3
+    (left,) = [p for p in tmp_path.glob("runs/experiments/*/*") if p.is_dir()]
+    assert left.name == trained[-1]
+    first = hunger.data_hunger(profile, rounds=1)
+    assert trained[3] == trained[2] and len(trained) == 7  # six runs, one of them twice
+    assert not [p for p in tmp_path.glob("runs/experiments/*/*") if p.is_dir()]
+    again = hunger.data_hunger(profile, rounds=1)
+    assert len(trained) == 7 and again["metrics"] == first["metrics"]
+    every = hunger.data_hunger(profile)
+    key = "test_accuracy_strong_resnet_40_2"
+    assert every["seeds"] == [0, 1, 2] and first["seeds"] == [0]
+    assert every["metrics"][key]["values"][:1] == first["metrics"][key]["values"]
+    assert len(every["metrics"][key]["values"]) == 3
+    assert len(every["metrics"]["test_accuracy_weak_resnet_40_2"]["values"]) == 1
+    monkeypatch.setattr(hunger, "train", real)  # an unbroken run of what was cut off
+    monkeypatch.chdir(tmp_path / "runs")
+    whole = hunger.data_hunger(profile, rounds=1)
+    for key, value in first["metrics"].items():
+        assert key.startswith("seconds") or whole["metrics"][key] == value
+
+
+# Distillation ---------------------------------------------------------------------------------
+
+
+def test_distillation_runs_in_seconds(tmp_path, monkeypatch):
+    result = rehearse("distillation", tmp_path, monkeypatch)
+    metrics, curves = result["metrics"], result["curves"]
+    for arm in ("none", "soft", "soft_of_deits_code", "hard", "none_long"):
+        assert 0 <= metrics[f"test_accuracy_{arm}"]["mean"] <= 1
+    for arm in ("token", "token_of_vit", "token_long"):
+        for head in ("class", "distil", "both"):
+            assert 0 <= metrics[f"test_accuracy_{arm}_{head}"]["mean"] <= 1
+        assert len(curves[f"token_similarity_{arm}"][0]) == 2  # one layer
+    names = curves["disagreement_names"]
+    table = torch.tensor(curves["disagreement"][0])
+    assert names[:4] == ["labels", "teacher_resnet", "teacher_vit", "none"]
+    assert torch.equal(table, table.T) and (table.diagonal() == 0).all()
+    for name, key in (("teacher_vit", "teacher_vit"), ("none", "none"), ("token_class",) * 2):
+        error = 1 - metrics[f"test_accuracy_{key}"]["mean"]
+        assert table[0, names.index(name)].item() == pytest.approx(error)
+
+
+def test_teachers_alone_have_a_result_of_their_own(tmp_path, monkeypatch):
+    result = rehearse("distillation-teachers", tmp_path, monkeypatch)
+    assert set(result["metrics"]) == {"test_accuracy_teacher_resnet", "test_accuracy_teacher_vit"}
+
+
+def test_teachers_are_trained_once_for_all_students(tmp_path, monkeypatch):
+    profile = kept(monkeypatch, tmp_path, students, "plan_students")
+    trained, real = [], students.train
+
+    def train(model, data, config, out, resume, teacher=None):
+        trained.append((out.name, teacher))
+        return real(model, data, config, out, resume, teacher)
+
+    monkeypatch.setattr(students, "train", train)
+    students.distillation(profile, rounds=0)
+    assert [name for name, _ in trained] == ["resnet", "vit"]
+    first = students.distillation(profile, rounds=1)
+    every = students.distillation(profile)
+    names = [name for name, _ in trained]
+    assert len(names) == len(set(names)) == 2 + 3 * 6 + 2
+    teachers = {n: t.identity()["model"] for n, t in trained if t is not None}
+    assert teachers["token_of_vit-0"] == "ViT"
+    assert {v for k, v in teachers.items() if "vit" not in k} == {"ResNet"}
+    assert not any(name.startswith(("none", "resnet")) for name in teachers)
+    assert first["seeds"] == [0] and every["seeds"] == [0, 1, 2]
+    assert len(every["curves"]["disagreement"]) == 3
+    for key, value in first["metrics"].items():
+        assert every["metrics"][key]["values"][: len(value["values"])] == value["values"]
+    folders = {p.name for p in tmp_path.glob("runs/experiments/*/*") if p.is_dir()}
+    assert folders == {"resnet", "vit"}
+
+
+def test_an_arm_weighs_the_soft_term_as_deits_code_does():
+    K, w = 10, 0.5
+    ours = students.arms(K)["soft_of_deits_code"]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):  # a constant factor, which Adam does not see
+        a, b = torch.randn(2, 8, K, generator=generator, dtype=torch.float64)
+        labels = torch.randint(K, (8,), generator=generator)
+        own = vm.distillation_loss(a, b, labels, ours.distill, 3.0, ours.weight)
+        theirs = (1 - w) * torch.nn.functional.cross_entropy(a, labels)
+        theirs = theirs + w * vm.soft_term_of_deits_code(a, b, 3.0)
+        assert (theirs / own).item() == pytest.approx((1 - w) / (1 - ours.weight))
+
+
+@each_profile
+def test_students_differ_in_nothing_but_their_teaching(profile):
+    plan = students.plan_students(profile)
+    for arm in students.arms(10).values():
+        config = students.configure(plan, arm, 1, plan.long)
+        options = {k: v for k, v in config.model_options.items() if k not in ("distilled", "pool")}
+        model = find_config(config.model, **config.model_options)
+        assert model.distilled == arm.token and model.pool == "cls"
+        same = {"distill": "none", "distill_weight": 0.5, "seed": 0}
+        student = dataclasses.replace(plan.student, epochs=plan.long)
+        theirs = {k: v for k, v in student.model_options.items() if k != "pool"}
+        assert options == theirs
+        changed = dataclasses.replace(config, **same, model_options=student.model_options)
+        assert changed == student
+    assert plan.teachers["resnet"].model.startswith("resnet")
+    assert plan.teachers["vit"].model.startswith("vit")
+    assert plan.long > plan.student.epochs
+
+
+def test_long_experiments_come_in_parts_that_lead_to_the_whole():
+    import gpu
+
+    for whole, parts in (
+        ("data-hunger", [f"data-hunger-{n}" for n in (1, 2, 3, 4)]),
+        ("distillation", ["distillation-teachers", *(f"distillation-{n}" for n in (1, 2, 3))]),
+    ):
+        places = [gpu.EXPERIMENTS.index(name) for name in (*parts, whole)]
+        assert places == sorted(places) and set(parts) <= set(EXPERIMENTS)
+    plan = hunger.plan_hunger(PROFILES[2])
+    assert len(hunger.rounds_of(plan, PROFILES[2])) == 5  # the last part does the fifth

@@ -1,0 +1,259 @@
+"""Teachers and students: losses, the frozen teacher, the two heads, who disagrees with whom.
+
+Chapter: 10.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from vitmini.data import ImageData
+
+KINDS = ("soft", "hard")
+
+
+def distillation_loss(
+    student_logits: Tensor | tuple[Tensor, Tensor],
+    teacher_logits: Tensor,
+    labels: Tensor,
+    kind: str = "soft",
+    temperature: float = 3.0,
+    weight: float = 0.5,
+) -> Tensor:
+    """Weigh what the labels say against what the teacher says.
+
+    (1 - weight) * CE(class logits, labels) + weight * term(distillation logits, teacher logits).
+    The soft term is `soft_term`; the hard one is the cross-entropy against the class that the
+    teacher finds most probable. One tensor of student logits takes both parts.
+
+    Shapes: `student_logits` (B, K), or a pair of them, of the class and of the distillation head;
+        `teacher_logits` (B, K), which get no gradient; `labels` (B,), or (B, K) after mixing -> ().
+    Raises: `ValueError` when a shape or a number is not as said here.
+    Source: Touvron et al. 2021, eq. 2 and 3; Hinton et al. 2015.
+    Chapter: 10
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight must be in [0, 1], got {weight!r}")
+    if isinstance(student_logits, Tensor):
+        student_logits = student_logits, student_logits
+    if len(student_logits) != 2:
+        raise ValueError(f"student_logits must be one tensor or two, got {len(student_logits)}")
+    class_logits, distil_logits = student_logits
+    for logits in student_logits:
+        if logits.ndim != 2 or logits.shape != teacher_logits.shape:
+            raise ValueError(
+                f"student_logits must be (B, K) like teacher_logits, got {tuple(logits.shape)} "
+                f"and {tuple(teacher_logits.shape)}"
+            )
+    if labels.shape not in (teacher_logits.shape, teacher_logits.shape[:1]):
+        raise ValueError(f"labels must be (B,) or (B, K), got {tuple(labels.shape)}")
+    if kind == "soft":
+        term = soft_term(distil_logits, teacher_logits, temperature)
+    else:
+        term = F.cross_entropy(distil_logits, teacher_logits.argmax(dim=1))
+    return (1 - weight) * F.cross_entropy(class_logits, labels) + weight * term
+
+
+def soft_term(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 3.0) -> Tensor:
+    """T² KL(teacher || student) of the softmaxes at temperature T.
+
+    The square keeps the gradient's size: softening divides it by about T².
+    Shapes: logits (B, K) -> (), summed over classes, averaged over the batch, in nats.
+    Raises: `ValueError` when `temperature` is not positive and finite.
+    Source: Touvron et al. 2021, eq. 2, second part; Hinton et al. 2015, section 2.
+    Chapter: 10
+    """
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
+    student = F.log_softmax(student_logits / temperature, dim=1)
+    teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
+    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+
+
+def soft_term_of_deits_code(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float = 3.0
+) -> Tensor:
+    """What DeiT's code computes in place of `soft_term`: it also averages over the K classes.
+
+    So it is K times smaller than the paper's equation: a thousand times on ImageNet.
+    Shapes: logits (B, K) -> ().
+    Raises: `ValueError` as `soft_term` does.
+    Source: facebookresearch/deit, `losses.py`: a sum divided by the number of elements.
+    Chapter: 10
+    """
+    return soft_term(student_logits, teacher_logits, temperature) / student_logits.shape[1]
+
+
+class Teacher(nn.Module):
+    """A trained model to learn from: a frozen copy, always in evaluation mode.
+
+    It sees the picture that the student sees, crops, colours and mixing included, but normalised
+    with its own `mean` and `std`, and scaled to its own `image_size` where it has one. A picture
+    of one channel is shown to a teacher of three as three alike.
+
+    Shapes: called with the student's normalised images (B, C, H, W), and the `mean` and `std` that
+        they were normalised with, for pixels in [0, 1] -> logits (B, K), float32. `image_size` in
+        pixels, an int or (rows, columns); None: it takes any.
+    Raises: `ValueError` when `mean` or `std` make no sense, or the model gives no tensor (B, K).
+    Source: Touvron et al. 2021, section 4.
+    Chapter: 10
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int | tuple[int, int] | None = None,
+    ):
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        if len(self.mean) != len(self.std) or not self.mean or not all(s > 0 for s in self.std):
+            raise ValueError(
+                f"mean and std must be a number a channel, std positive, got {mean} and {std}"
+            )
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        # A copy: whatever becomes of the model that was given, the teacher stays as it is.
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Stay in evaluation mode: a teacher's batch norm must not learn. Chapter: 10."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+        if len(mean) not in (1, len(self.mean)):
+            raise ValueError(
+                f"images must have {len(self.mean)} channels, as the teacher's, or 1, "
+                f"got {len(mean)}"
+            )
+        scale, shift = [], []
+        for i, (own_mean, own_std) in enumerate(zip(self.mean, self.std, strict=True)):
+            m, s = mean[i % len(mean)], std[i % len(std)]
+            scale.append(s / own_std)
+            shift.append((m - own_mean) / own_std)
+        if scale != [1.0] * len(scale) or any(shift) or len(mean) != len(self.mean):
+            images = images * _filled(scale, images) + _filled(shift, images)
+        if self.image_size is not None and images.shape[2:] != self.image_size:
+            images = F.interpolate(images, self.image_size, mode="bilinear", antialias=True)
+        logits = self.model(images)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise ValueError("model must give one tensor of logits (B, K) in evaluation mode")
+        return logits.float()
+
+    def identity(self) -> dict[str, Any]:
+        """Say which teacher this is: its class, and a hash of all that decides its logits.
+
+        Two teachers of one hash teach the same. Chapter: 10.
+        """
+        digest = hashlib.sha256(repr((self.mean, self.std, self.image_size)).encode())
+        for name, value in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return {"model": type(self.model).__name__, "sha256": digest.hexdigest()}
+
+
+def _filled(values: Sequence[float], like: Tensor) -> Tensor:
+    """A number a channel, (C, 1, 1), filled in on the device: a copy would make it wait."""
+    parts = [torch.full((1, 1), v, dtype=like.dtype, device=like.device) for v in values]
+    return torch.stack(parts)
+
+
+# The two heads --------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def predict_heads(model: Any, data: ImageData, batch_size: int = 1000) -> dict[str, Tensor]:
+    """Classify the test images by each head of a distilled model: "class", "distil" and "both".
+
+    "both" averages the two heads' logits, as the model does in evaluation mode.
+    Shapes: `model` gives tokens by `forward_features` and has `head` and `head_dist`: a distilled
+        `ViT`, a hybrid of one, or timm's -> three times int64 (N,), on the CPU.
+    Raises: `ValueError` when the model has one head.
+    Source: Touvron et al. 2021, section 5.2, Table 3.
+    Chapter: 10
+    """
+    vit = getattr(model, "vit", model)  # a hybrid's transformer
+    if getattr(vit, "head_dist", None) is None:
+        raise ValueError("model must be distilled: it has no head_dist")
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    found: dict[str, list[Tensor]] = {"class": [], "distil": [], "both": []}
+    for images in data.test_images.split(batch_size):
+        tokens = model.forward_features(data.normalize(images.to(device)))
+        logits, distil_logits = vit.head(tokens[:, 0]), vit.head_dist(tokens[:, 1])
+        for name, some in (("class", logits), ("distil", distil_logits)):
+            found[name].append(some.argmax(dim=1).cpu())
+        found["both"].append((logits + distil_logits).argmax(dim=1).cpu())
+    model.train(was_training)
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def evaluate_heads(model: Any, data: ImageData) -> dict[str, float]:
+    """Measure each head of a distilled model on the test images: "class", "distil" and "both".
+
+    Shapes: accuracies in [0, 1].
+    Raises: `ValueError` as `predict_heads` does.
+    Source: Touvron et al. 2021, Table 3.
+    Chapter: 10
+    """
+    labels = data.test_labels.cpu()
+    predictions = predict_heads(model, data)
+    return {name: (p == labels).double().mean().item() for name, p in predictions.items()}
+
+
+@torch.no_grad()
+def token_similarity(model: Any, images: Tensor) -> Tensor:
+    """Compare class and distillation token, layer by layer, by their cosine.
+
+    Shapes: `images` normalised (B, C, H, W) -> (L + 1,), means over the images: what the first
+        block gets (with positions), then what each block gives.
+    Raises: `ValueError` when the model is not a distilled `ViT`.
+    Source: Touvron et al. 2021, section 4 (0.06 between the learned tokens, 0.93 in the end).
+    Chapter: 10
+    """
+    if not hasattr(model, "dist_token"):
+        raise ValueError("model must be a distilled ViT: it has no dist_token")
+    was_training = model.training
+    tokens, similarities = model.eval().embed(images), []
+    for block in (nn.Identity(), *model.blocks):
+        tokens = block(tokens)
+        similarities.append(F.cosine_similarity(tokens[:, 0], tokens[:, 1], dim=1).mean())
+    model.train(was_training)
+    return torch.stack(similarities)
+
+
+def disagreement(predictions: Mapping[str, Tensor]) -> Tensor:
+    """Count how often each two classifiers decide differently on the same images.
+
+    Shapes: `predictions` maps names to classes (N,); give the labels as one of them, and their row
+        holds error rates -> (M, M), float64, shares in [0, 1], in the order of the names.
+    Raises: `ValueError` when there is nothing to compare, or something else than (N,) classes.
+    Source: Touvron et al. 2021, Table 4.
+    Chapter: 10
+    """
+    if not predictions:
+        raise ValueError("predictions must hold at least one classifier's")
+    shapes = {name: tuple(p.shape) for name, p in predictions.items()}
+    first = next(iter(shapes.values()))
+    for name, shape in shapes.items():
+        if len(shape) != 1 or shape != first or not shape[0]:
+            raise ValueError(
+                f"predictions must be classes (N,) of the same images, got {shape} for {name!r}"
+            )
+    together = torch.stack([p.cpu() for p in predictions.values()])  # (M, N)
+    return (together[:, None] != together[None]).double().mean(dim=2)

@@ -1,0 +1,160 @@
+"""Recorded experiment: how much data, and how much computing, a ViT, a hybrid and a ResNet need.
+
+Chapter: 8.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitmini.baselines import training_flops
+from vitmini.data import ImageData, describe_data, first_images, load_data
+from vitmini.profiles import Profile
+from vitmini.recipes import TrainConfig
+from vitmini.records import experiment_folder, keep, new_result, summarize
+from vitmini.train import build_model, train
+
+# Dosovitskiy et al. 2021, section 4.1, train ResNets with Adam too; so one optimizer does for all.
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "weak": {"flip": True},
+    "strong": {"flip": True, "rand_ops": 1, "cutmix": 1.0, "label_smoothing": 0.1},
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`models` are presets with options; an epoch shows the largest of `sizes`, whatever the size.
+
+    The batch divides an epoch: batch norm would drop what is left. `lengths` are epochs of the
+    runs that measure what computing gives, beside `recipe.epochs`.
+    Chapter: 8
+    """
+
+    recipe: TrainConfig
+    models: dict[str, tuple[str, dict[str, Any]]]
+    sizes: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is trained together: all models, on these `sizes`, for these `lengths`. Chapter: 8."""
+
+    augmentation: str
+    seed: int
+    sizes: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+
+def plan_hunger(profile: Profile) -> Plan:
+    """Choose models and sizes that a profile has time for. Chapter: 8."""
+    if profile.name == "ci":
+        recipe = TrainConfig(epochs=2, batch_size=30, warmup=1, val_share=0.0, crop=1)
+        small = {"dim": 16, "depth": 1, "num_heads": 2}
+        models: dict[str, tuple[str, dict[str, Any]]] = {
+            "vit": ("vit_digits", small),
+            "hybrid": ("hybrid_mini", small | {"stages": (1,)}),
+            "resnet": ("resnet_mini", {"stages": (1,)}),
+        }
+        return Plan(recipe, models, (40, 120), (1,))
+    recipe = TrainConfig(data="cifar10", model="vit_cifar", val_share=0.0, crop=4)
+    if profile.name == "cpu":
+        models = {
+            "vit": ("vit_cifar_mini", {"patch_size": 8}),
+            "hybrid": ("hybrid_mini", {"depth": 2}),
+            "resnet": ("resnet_mini", {}),
+        }
+        recipe = replace(recipe, epochs=5, batch_size=125, learning_rate=2e-3, warmup=1)
+        recipe = replace(recipe, precision="float32", cpu_threads=1)
+        return Plan(recipe, models, (500, 2_000, 10_000), (1, 2))
+    models = {
+        "vit": ("vit_cifar", {}),
+        "hybrid": ("hybrid_cifar", {}),
+        "resnet": ("resnet18_cifar", {}),
+    }
+    recipe = replace(recipe, epochs=25, batch_size=500, learning_rate=1e-3, warmup=2, save_every=5)
+    return Plan(replace(recipe, compile=True), models, (1_000, 5_000, 20_000, 50_000), (5, 10, 50))
+
+
+def rounds_of(plan: Plan, profile: Profile) -> list[Round]:
+    """Order what is to be trained by its worth: a first look at everything, then more seeds."""
+    whole = (plan.recipe.epochs,)
+    first = [
+        Round("strong", 0, plan.sizes, whole),
+        Round("strong", 0, plan.sizes[-1:], plan.lengths),
+        Round("weak", 0, plan.sizes, whole),
+    ]
+    more = profile.pick(ci=0, cpu=2, gpu=2)
+    return first + [Round("strong", seed, plan.sizes, whole) for seed in range(1, 1 + more)]
+
+
+def data_hunger(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
+    """Train a ViT, a hybrid and a ResNet on more and more images, all for as long. Chapter: 8.
+
+    A model's keys are augmentation_model_images_epochs. `rounds` does the first few alone; what
+    was trained before is not trained again.
+    """
+    plan = plan_hunger(profile)
+    parts = rounds_of(plan, profile)[:rounds]
+    whole = load_data(plan.recipe.data)
+    runs: dict[str, list[dict[str, Any]]] = {}
+    with experiment_folder("data-hunger", profile) as folder:
+        for part in parts:
+            for size in part.sizes:
+                data = first_images(whole, size, plan.sizes[-1]).to(profile.device)
+                for model, epochs in ((m, n) for n in part.lengths for m in plan.models):
+                    config = configure(plan, model, part.augmentation, part.seed, epochs)
+                    key = f"{part.augmentation}_{model}_{size}_{epochs}"
+                    path = folder / f"{key}-{part.seed}.json"
+                    measure = functools.partial(_measure, config, data, path, profile.device)
+                    runs.setdefault(key, []).append(found := keep(path, measure))
+                    shutil.rmtree(path.with_suffix(""), ignore_errors=True)  # numbers are enough
+                    accuracy = found["history"][-1]["test_accuracy"]
+                    print(f"{key}, seed {part.seed}: test {accuracy:.2%}", flush=True)
+    metrics: dict[str, Any] = {}
+    curves: dict[str, Any] = {"sizes": list(plan.sizes)}
+    for key, done in runs.items():
+        last = [run["history"][-1] for run in done]
+        metrics[f"test_accuracy_{key}"] = summarize([r["test_accuracy"] for r in last])
+        metrics[f"training_flops_{key}"] = summarize([run["flops"] for run in done])
+        spent = [round(sum(r["seconds"] for r in run["history"]), 1) for run in done]
+        metrics[f"seconds_{key}"] = summarize(spent)
+        losses = [[round(r["train_loss"], 4) for r in run["history"]] for run in done]
+        curves[f"train_loss_{key}"] = losses
+    for model in plan.models:
+        network = build_model(configure(plan, model, "weak", 0, 1), whole)
+        count = sum(p.numel() for p in network.parameters())
+        metrics[f"parameters_{model}"] = summarize([count])
+    seeds = sorted({part.seed for part in parts})
+    seconds = sum(sum(metrics[f"seconds_{key}"]["values"]) for key in runs)
+    words = (
+        f"{describe_data(plan.recipe.data)}; an epoch shows {plan.sizes[-1]:,} images, those of a "
+        f"smaller set several times; none held out; {len(whole.test_labels):,} test images; "
+        + ", ".join(f"{key}: {preset}" for key, (preset, _) in plan.models.items())
+    )
+    return new_result(
+        "data-hunger", profile, profile.device, words, seconds, seeds, metrics, curves
+    )
+
+
+def configure(plan: Plan, model: str, augmentation: str, seed: int, epochs: int) -> TrainConfig:
+    """Give the recipe of one run. Chapter: 8."""
+    preset, options = plan.models[model]
+    chosen = {"model": preset, "model_options": options} | AUGMENTATIONS[augmentation]
+    warmup = min(plan.recipe.warmup, epochs - 1)
+    return replace(plan.recipe, **chosen, seed=seed, epochs=epochs, warmup=warmup)
+
+
+def _measure(config: TrainConfig, data: ImageData, path: Path, device: str) -> dict[str, Any]:
+    """Train, going on from where an earlier call was cut off."""
+    torch.manual_seed(config.seed)
+    model = build_model(config, data).to(device)
+    history = train(model, data, config, path.with_suffix(""), resume=True)
+    images = config.epochs * len(data.train_labels)
+    return {"history": history, "flops": images * training_flops(model.config)}

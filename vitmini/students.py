@@ -1,0 +1,209 @@
+"""Recorded experiment: students of two teachers, a ResNet and a ViT.
+
+Chapter: 10.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitmini.data import ImageData, describe_data, first_images, load_data
+from vitmini.distill import Teacher, disagreement, predict_heads, token_similarity
+from vitmini.profiles import Profile
+from vitmini.recipes import RECIPES, TrainConfig
+from vitmini.records import experiment_folder, keep, new_result, summarize
+from vitmini.runs import load_teacher
+from vitmini.train import build_model, train
+
+TOKEN = {"distilled": True, "pool": "cls"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to teach: whose, how, with a distillation token or without. Chapter: 10."""
+
+    teacher: str | None
+    distill: str = "none"
+    weight: float = 0.5
+    token: bool = False
+
+
+def arms(num_classes: int) -> dict[str, Arm]:
+    """What Touvron et al. 2021 compare in Tables 2 and 3, and what their code did for "soft".
+
+    The code's soft term is K times smaller. Steps of Adam and Muon do not depend on the size of a
+    loss, so that a smaller weight does the same: w' / (1 - w') = w / (1 - w) / K.
+    Chapter: 10
+    """
+    return {
+        "none": Arm(None),
+        "soft": Arm("resnet", "soft"),
+        "soft_of_deits_code": Arm("resnet", "soft", 1 / (1 + num_classes)),
+        "hard": Arm("resnet", "hard"),
+        "token": Arm("resnet", "hard", token=True),
+        "token_of_vit": Arm("vit", "hard", token=True),
+    }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Recipes of the two teachers and of a student; `count` training images for all of them.
+
+    `long` is how many epochs a long schedule has. Chapter: 10
+    """
+
+    teachers: dict[str, TrainConfig]
+    student: TrainConfig
+    count: int
+    long: int
+
+
+def plan_students(profile: Profile) -> Plan:
+    """Choose models and schedules that a profile has time for. Chapter: 10."""
+    if profile.name == "ci":
+        small = {"dim": 16, "depth": 1, "num_heads": 2}
+        student = replace(RECIPES["digits"], model_options=small, epochs=1, warmup=0)
+        resnet = replace(student, model="resnet_mini", model_options={"stages": (1,)})
+        return Plan({"resnet": resnet, "vit": student}, student, 200, 2)
+    if profile.name == "cpu":
+        mini = replace(RECIPES["cifar10-mini"], translate=0.0, crop=4)
+        student = replace(mini, model_options={"patch_size": 8, "dim": 64, "num_heads": 4})
+        resnet = replace(mini, model="resnet_mini")
+        return Plan({"resnet": resnet, "vit": replace(mini, epochs=15)}, student, 10_000, 30)
+    resnet = replace(RECIPES["cifar10-resnet"], epochs=12, warmup=2)
+    options = {"pool": "cls", "pos_embed": "sincos2d", "init": "mimetic", "drop_path": 0.1}
+    student = replace(RECIPES["cifar10"], model_options=options, epochs=25, warmup=2, ema=0.0)
+    student = replace(student, save_every=5)
+    return Plan({"resnet": resnet, "vit": RECIPES["speedrun-93"]}, student, 50_000, 150)
+
+
+def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
+    """Teach a small ViT in six ways, each over three seeds, two of them for long. Chapter: 10.
+
+    A long schedule's keys end in "_long". `rounds` does the first few alone: a round is a seed of
+    all arms, the last one the long schedule; with 0 there are the teachers alone, under a name of
+    their own. What was trained before is not trained again.
+    """
+    plan = plan_students(profile)
+    data = first_images(load_data(plan.student.data), plan.count).to(profile.device)
+    ways = arms(len(data.classes))
+    each = [
+        (seed, list(ways), plan.student.epochs)
+        for seed in profile.pick(ci=(0,), cpu=(0, 1, 2), gpu=(0, 1, 2))
+    ]
+    parts = [*each, (0, ["none", "token"], plan.long)][:rounds]
+    runs: dict[str, list[dict[str, Any]]] = {}
+    with experiment_folder("distillation", profile) as folder:
+        teachers = {
+            name: _teach_teacher(config, data, folder / name, profile.device)
+            for name, config in plan.teachers.items()
+        }
+        taught = {name: _classify(teacher, data) for name, teacher in teachers.items()}
+        for seed, names, epochs in parts:
+            for name in names:
+                arm, key = ways[name], name + "_long" * (epochs == plan.long)
+                config = configure(plan, arm, seed, epochs)
+                teacher = None if arm.teacher is None else teachers[arm.teacher]
+                path = folder / f"{key}-{seed}.json"
+                measure = functools.partial(_measure, config, data, path, profile.device, teacher)
+                runs.setdefault(key, []).append(found := keep(path, measure))
+                shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+                print(f"{key}, seed {seed}: test {found['accuracy']}", flush=True)
+    labels = data.test_labels.cpu()
+    metrics = {
+        f"test_accuracy_teacher_{name}": summarize([_share(classes, labels)])
+        for name, classes in taught.items()
+    }
+    curves: dict[str, Any] = {}
+    for key, done in runs.items():
+        for head in done[0]["accuracy"]:
+            values = [run["accuracy"][head] for run in done]
+            metrics["_".join(filter(None, ("test_accuracy", key, head)))] = summarize(values)
+        for what in ("val_accuracy", "train_loss"):
+            curves[f"{what}_{key}"] = [[round(r[what], 4) for r in x["history"]] for x in done]
+        if "similarity" in done[0]:
+            curves[f"token_similarity_{key}"] = [run["similarity"] for run in done]
+        metrics[f"seconds_{key}"] = summarize([_seconds(run) for run in done])
+    if "token" in runs:
+        pairs = zip(runs["none"], runs["token"], strict=True)
+        tables = [_disagree(labels, taught, *pair) for pair in pairs]
+        curves["disagreement_names"] = list(tables[0][0])
+        curves["disagreement"] = [table.tolist() for _, table in tables]
+    words = (
+        f"{describe_data(plan.student.data)}: {plan.count:,} training images, "
+        f"{len(labels):,} test images; students {plan.student.model}, {plan.student.epochs} or "
+        f"{plan.long} epochs; teachers "
+        + ", ".join(f"{c.model}, {c.epochs} epochs" for c in plan.teachers.values())
+    )
+    name = "distillation" if parts else "distillation-teachers"
+    seconds = sum(_seconds(run) for done in runs.values() for run in done)
+    seeds = sorted({seed for seed, *_ in parts})
+    return new_result(name, profile, profile.device, words, seconds, seeds, metrics, curves)
+
+
+def configure(plan: Plan, arm: Arm, seed: int, epochs: int) -> TrainConfig:
+    """Give the recipe of one student. Chapter: 10."""
+    options = plan.student.model_options | (TOKEN if arm.token else {})
+    student = replace(plan.student, distill=arm.distill, distill_weight=arm.weight)
+    return replace(student, model_options=options, seed=seed, epochs=epochs)
+
+
+def _teach_teacher(config: TrainConfig, data: ImageData, out: Path, device: str) -> Teacher:
+    """Train a teacher, once for all students; its folder stays."""
+    if not (out / "model.safetensors").exists():
+        torch.manual_seed(config.seed)
+        history = train(build_model(config, data).to(device), data, config, out, resume=True)
+        print(f"teacher {config.model}: test {history[-1]['test_accuracy']:.2%}", flush=True)
+    return load_teacher(out).to(device)
+
+
+def _measure(
+    config: TrainConfig, data: ImageData, path: Path, device: str, teacher: Teacher | None
+) -> dict[str, Any]:
+    """Train, going on from where an earlier call was cut off, and look at every head."""
+    torch.manual_seed(config.seed)
+    model = build_model(config, data).to(device)
+    history = train(model, data, config, path.with_suffix(""), resume=True, teacher=teacher)
+    if not config.model_options.get("distilled"):
+        classes = {"": _classify(Teacher(model, data.mean, data.std), data)}
+        found: dict[str, Any] = {}
+    else:
+        classes = predict_heads(model, data)
+        some = data.normalize(data.test_images[:1000])
+        found = {"similarity": [round(v, 4) for v in token_similarity(model, some).tolist()]}
+    labels = data.test_labels.cpu()
+    return found | {
+        "history": history,
+        "accuracy": {head: _share(own, labels) for head, own in classes.items()},
+        "classes": {head: own.tolist() for head, own in classes.items()},
+    }
+
+
+def _classify(teacher: Teacher, data: ImageData) -> torch.Tensor:
+    parts = data.test_images.split(1000)
+    answers = (teacher(data.normalize(part), data.mean, data.std) for part in parts)
+    return torch.cat([logits.argmax(dim=1).cpu() for logits in answers])
+
+
+def _share(classes: torch.Tensor, labels: torch.Tensor) -> float:
+    return (classes == labels).double().mean().item()
+
+
+def _seconds(run: dict[str, Any]) -> float:
+    return round(sum(r["seconds"] for r in run["history"]), 1)
+
+
+def _disagree(
+    labels: torch.Tensor, taught: dict[str, torch.Tensor], plain: dict, token: dict
+) -> tuple[list[str], torch.Tensor]:
+    """As Touvron et al. 2021, Table 4: labels, teachers, the plain student, a student's heads."""
+    own = {"none": torch.tensor(plain["classes"][""])}
+    own |= {f"token_{head}": torch.tensor(found) for head, found in token["classes"].items()}
+    everybody = {"labels": labels} | {f"teacher_{k}": v for k, v in taught.items()} | own
+    return list(everybody), disagreement(everybody)

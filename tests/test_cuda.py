@@ -16,7 +16,14 @@ import vitmini as vm
 from vitmini.optim import build_trainer
 from vitmini.recipes import RECIPES
 from vitmini.runs import load_run
-from vitmini.train import batch_maker, build_model, prepare_batch, train_epoch, train_step
+from vitmini.train import (
+    batch_maker,
+    build_model,
+    build_teach,
+    prepare_batch,
+    train_epoch,
+    train_step,
+)
 
 CUDA = torch.cuda.is_available()
 pytestmark = pytest.mark.skipif(not CUDA, reason="needs a CUDA device, PyTorch finds none")
@@ -193,6 +200,8 @@ def test_a_run_of_the_gpu_goes_on_on_the_cpu(few, tmp_path):
 @pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if r.data == "cifar10"])
 def test_cifar_recipes_take_a_step(name):
     config = dataclasses.replace(RECIPES[name], batch_size=64)
+    if config.model in vm.list_baselines():
+        pytest.importorskip("torchvision")
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (256, 3, 32, 32), generator=generator).to(torch.uint8)
     labels = torch.randint(10, (256,), generator=generator)
@@ -201,8 +210,50 @@ def test_cifar_recipes_take_a_step(name):
     trainer = build_trainer(build_model(config, data).to(DEVICE), config)
     own = torch.Generator(DEVICE).manual_seed(0)
     ids = torch.arange(256, device=DEVICE)
-    record = train_epoch(trainer, data.to(DEVICE), ids, config, 1, own)
+    teach = None
+    if config.distill != "none":
+        teacher = vm.Teacher(vm.create_model("vit_cifar_mini"), data.mean, data.std)
+        teach = build_teach(teacher, data, trainer)
+    record = train_epoch(trainer, data.to(DEVICE), ids, config, 1, own, teach=teach)
     assert 1.5 < record["train_loss"] < 4
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", ["resnet_mini", "hybrid_mini"])
+def test_baselines_learn_and_teach(few, tmp_path, name, compiled):
+    pytest.importorskip("torchvision")
+    options = {"stages": (1,)} | ({} if name == "resnet_mini" else TINY)
+    quick = dataclasses.replace(SHORT, batch_size=32, epochs=12, compile=compiled)
+    config = dataclasses.replace(quick, model=name, model_options=options, ema=0.8)
+    torch.manual_seed(0)
+    own = build_model(config, few).to(DEVICE)
+    history = vm.train(own, few, config, tmp_path / "run")
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    assert history[-1]["test_accuracy"] > 0.2
+    teacher = vm.load_teacher(tmp_path / "run")
+    before = teacher.identity()
+    lots = torch.randint(10, few.train_labels.shape, generator=torch.Generator().manual_seed(0))
+    blind = dataclasses.replace(few, train_labels=lots)  # only the teacher knows
+    config = dataclasses.replace(quick, mixup=0.5, distill="soft", distill_weight=0.9)
+    student = tiny(distilled=True)
+    vm.train(student, blind, config, tmp_path / "student", teacher=teacher)
+    assert vm.evaluate_heads(student, few)["distil"] > 0.2
+    assert teacher.identity() == before and next(teacher.parameters()).device.type == "cpu"
+
+
+def test_a_step_with_a_teacher_never_waits_for_the_device(few):
+    teacher = vm.Teacher(tiny(), (0.3,), (0.4,))
+    config = dataclasses.replace(SHORT, precision="bfloat16", distill="soft", label_smoothing=0.1)
+    trainer, data = build_trainer(tiny(distilled=True), config), few.to(DEVICE)
+    teach = build_teach(teacher, data, trainer)
+    images, labels = data.normalize(data.train_images[:64]), data.train_labels[:64]
+    for _ in range(3):
+        train_step(trainer, images, labels, config, teach)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train_step(trainer, images, labels, config, teach)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_step_never_waits_for_the_device(few):

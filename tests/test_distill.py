@@ -314,6 +314,8 @@ def test_the_heads_of_a_step_learn_by_the_formula(resnet, few):
     """One step's loss, from outside: the class head by labels, the other by the teacher."""
     config = dataclasses.replace(SHORT, label_smoothing=0.1, distill_weight=0.3)
     own = student(distilled=True)
+    for parameter in own.parameters():  # a fresh head is zero: all losses would be alike
+        nn.init.normal_(parameter, std=0.3)
     trainer = build_trainer(own, config)
     teacher = Teacher(resnet, few.mean, few.std)
     images, labels = few.normalize(few.train_images[:16]), few.train_labels[:16]

@@ -180,8 +180,8 @@ def open_run(
         write_whole(folder / "config.json", json.dumps(description, indent=2) + "\n")
         return []
     theirs = _read_config(folder)
-    for part in ("model", "data", "teacher"):
-        if theirs.get(part) != description.get(part):
+    for part in ("model", "data"):
+        if theirs[part] != description[part]:
             raise ValueError(f"{folder} holds another run: its {part} is not the one given")
     if not (folder / "checkpoint.pt").exists():
         return []

@@ -41,7 +41,7 @@ def world(path):
     """The names that a reader has when the exercises begin: imports and library definitions."""
     names = {"vm": vm}
     for cell in code_cells(read(path))[1:]:  # the first one is the set-up
-        for line in re.findall(r"^(?:import|from) .*$", cell.source, re.M):
+        for line in re.findall(r"^(?:import|from) [^(\n]*(?:\([^)]*\))?", cell.source, re.M):
             exec(line, names)
         if cell.source.startswith("# vitmini/"):
             exec(cell.source, names)

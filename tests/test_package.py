@@ -14,7 +14,7 @@ import vitmini as vm
 from vitmini.__main__ import main
 
 HEAVY = ("torchvision", "matplotlib", "sklearn", "scipy", "PIL", "tqdm", "timm", "transformers")
-HEAVY += ("IPython", "google.colab")
+HEAVY += ("IPython", "google.colab", "torch._dynamo", "torch._inductor")
 
 
 def test_importing_vitmini_imports_nothing_heavy():

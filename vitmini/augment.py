@@ -5,7 +5,6 @@ Chapter: 7.
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
 from dataclasses import dataclass
@@ -256,10 +255,14 @@ def trivial_augment(images: Tensor, bilinear: bool = False, generator: Generator
     """
     _check_images(images, channels=(1, 3))
     B = len(images)
-    table = _trivial_table(images.device)
     ops = torch.randint(_COMMON, (B,), generator=generator, device=images.device)
     bins = torch.randint(31, (B,), generator=generator, device=images.device)
-    strengths = table[ops, bins]
+    share = bins.float() / 30
+    ranges = _ranges(32.0, 32.0, 0.99, 135.0, 0.99, 6)
+    low = constants([low for low, _ in ranges], share)[ops]
+    span = constants([high - low for low, high in ranges], share)[ops]
+    strengths = low + share * span
+    strengths = torch.where(low == 8, strengths.round(), strengths)  # bits are whole
     signed = _signed(strengths, ops, generator)
     return apply_operations(images.float(), ops, signed, bilinear)
 
@@ -308,9 +311,8 @@ def auto_augment(images: Tensor, bilinear: bool = False, generator: Generator = 
     Chapter: 7
     """
     _check_images(images, channels=(1, 3))
-    B, _, H, W = images.shape
-    device = images.device
-    ops, probabilities, strengths = _policy_table(H, W, device)  # each (25, 2)
+    B, device = len(images), images.device
+    ops, probabilities, strengths = _policy_table(images)
     pair = torch.randint(len(_POLICY), (B,), generator=generator, device=device)
     u = torch.rand(B, 2, generator=generator, device=device)
     ops = torch.where(u < probabilities[pair], ops[pair], 0)  # 0 is Identity
@@ -321,29 +323,21 @@ def auto_augment(images: Tensor, bilinear: bool = False, generator: Generator = 
     return images
 
 
-@torch.compiler.disable  # it would trace the tables' making, not take what is there
-@functools.cache
-def _policy_table(H: int, W: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Operations, probabilities and strengths of `_POLICY` for images of one size."""
-    ranges = dict(zip(OPERATIONS, _learned_ranges(H, W), strict=True))
-    ops = [[OPERATIONS.index(name) for name, _, _ in pair] for pair in _POLICY]
-    probabilities = [[p for _, p, _ in pair] for pair in _POLICY]
-    strengths = [[_strength(ranges[name], step / 9) for name, _, step in pair] for pair in _POLICY]
-    chances = torch.tensor(probabilities, device=device)
-    return torch.tensor(ops, device=device), chances, torch.tensor(strengths, device=device)
+def _policy_table(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Operations, probabilities and strengths of `_POLICY` for these images, each (25, 2)."""
+    ranges = _learned_ranges(*images.shape[2:])
+    flat = [part for pair in _POLICY for part in pair]
+    ops = [OPERATIONS.index(name) for name, _, _ in flat]
+    probabilities = [p for _, p, _ in flat]
+    strengths = [_strength(ranges[op], part[2] / 9) for op, part in zip(ops, flat, strict=True)]
+    table = constants([*ops, *probabilities, *strengths], images.float())
+    which, chances, how_much = table.view(3, len(_POLICY), 2)
+    return which.long(), chances, how_much
 
 
 def _learned_ranges(H: int, W: int) -> list[tuple[float, float]]:
     """AutoAugment's, which RandAugment took over: shifts go with the size of the image."""
     return _ranges(150 / 331 * W, 150 / 331 * H, 0.3, 30.0, 0.9, 4)
-
-
-@torch.compiler.disable  # it would trace the table's making, not take what is there
-@functools.cache
-def _trivial_table(device: torch.device) -> Tensor:
-    """The strength of each operation (row) in each of the 31 bins."""
-    ranges = _ranges(32.0, 32.0, 0.99, 135.0, 0.99, 6)
-    return torch.tensor([[_strength(r, i / 30) for i in range(31)] for r in ranges], device=device)
 
 
 def _ranges(

@@ -22,9 +22,9 @@ from vitmini.hunger import data_hunger
 from vitmini.initialisation import SCHEMES
 from vitmini.model import create_model, get_config
 from vitmini.optim import choose_precision
-from vitmini.profiles import Profile, device_name
+from vitmini.profiles import Profile
 from vitmini.recipes import RECIPES, TrainConfig
-from vitmini.records import code_version, provenance, summarize
+from vitmini.records import code_version, new_result, summarize
 from vitmini.speedrun import speedrun, throughput, throughput_cpu, train_cifar10
 from vitmini.students import distillation
 from vitmini.train import split_validation, train
@@ -40,18 +40,17 @@ def train_digits(profile: Profile) -> dict[str, Any]:
     runs = [_run_digits(profile, seed) for seed in seeds]
     none = {"degrees": 0.0, "translate": 0.0, "scale": 0.0, "shear": 0.0}
     bare = [_run_digits(profile, seed, recipe=none) for seed in seeds]
-    return _result("train-digits", profile, start, seeds) | {
-        "metrics": {
-            "test_accuracy": summarize([run[-1]["test_accuracy"] for run in runs]),
-            "test_accuracy_unaugmented": summarize([run[-1]["test_accuracy"] for run in bare]),
-            "val_accuracy": summarize([run[-1]["val_accuracy"] for run in runs]),
-            "seconds": summarize([round(sum(r["seconds"] for r in run), 2) for run in runs]),
-        },
-        "curves": {
-            "val_accuracy": [[round(r["val_accuracy"], 4) for r in run] for run in runs],
-            "train_loss": [[round(r["train_loss"], 4) for r in run] for run in runs],
-        },
+    metrics = {
+        "test_accuracy": summarize([run[-1]["test_accuracy"] for run in runs]),
+        "test_accuracy_unaugmented": summarize([run[-1]["test_accuracy"] for run in bare]),
+        "val_accuracy": summarize([run[-1]["val_accuracy"] for run in runs]),
+        "seconds": summarize([round(sum(r["seconds"] for r in run), 2) for run in runs]),
     }
+    curves = {
+        "val_accuracy": [[round(r["val_accuracy"], 4) for r in run] for run in runs],
+        "train_loss": [[round(r["train_loss"], 4) for r in run] for run in runs],
+    }
+    return _digits_result("train-digits", profile, start, seeds, metrics, curves)
 
 
 def patch_size_digits(profile: Profile) -> dict[str, Any]:
@@ -64,7 +63,7 @@ def patch_size_digits(profile: Profile) -> dict[str, Any]:
         metrics[f"test_accuracy_{patch_size}"] = summarize([r[-1]["test_accuracy"] for r in runs])
         metrics[f"train_loss_{patch_size}"] = summarize([r[-1]["train_loss"] for r in runs])
         metrics[f"seconds_{patch_size}"] = summarize(seconds)
-    return _result("patch-size-digits", profile, start, seeds) | {"metrics": metrics, "curves": {}}
+    return _digits_result("patch-size-digits", profile, start, seeds, metrics, {})
 
 
 def positions_cifar10(profile: Profile) -> dict[str, Any]:
@@ -245,17 +244,9 @@ def _model_speed(
                 metrics[f"{key}_{model}_{peer}"] = summarize([round(value, 4)])
             print(f"{model}, {peer}: {speed}", flush=True)
     precision = str(dtype).removeprefix("torch.")
-    return {
-        "name": name,
-        "device": device_name(device),
-        **provenance(),
-        "data": f"random images, batch {batch}, {precision}; medians of {repeats} turns",
-        "profile": profile.name,
-        "seconds": round(time.perf_counter() - start, 1),
-        "seeds": [0],
-        "metrics": metrics,
-        "curves": {},
-    }
+    words = f"random images, batch {batch}, {precision}; medians of {repeats} turns"
+    seconds = time.perf_counter() - start
+    return new_result(name, profile, device, words, seconds, [0], metrics, {})
 
 
 _SPEED_MODELS = ["vit_cifar", "vit_small_patch16_224"]
@@ -289,18 +280,12 @@ def _attention_cost(
             ratio = row[f"{key}_by_hand"] / max(row[f"{key}_fused"], 1e-9)
             metrics[f"{key}_by_hand_over_fused_{T}"] = summarize([round(ratio, 3)])
     precision = str(dtype).removeprefix("torch.")
-    return {
-        "name": name,
-        "device": device_name(device),
-        **provenance(),
-        "data": f"random queries, keys and values, batch {batch}, 6 heads of 64, {precision}; "
-        f"times are medians of {repeats} turns",
-        "profile": profile.name,
-        "seconds": round(time.perf_counter() - start, 1),
-        "seeds": [0],
-        "metrics": metrics,
-        "curves": curves,
-    }
+    words = (
+        f"random queries, keys and values, batch {batch}, 6 heads of 64, {precision}; "
+        f"times are medians of {repeats} turns"
+    )
+    seconds = time.perf_counter() - start
+    return new_result(name, profile, device, words, seconds, [0], metrics, curves)
 
 
 _HEADS = (1, 2, 4, 8, 16)
@@ -376,17 +361,8 @@ def _train_arms(
         for arm, done in runs.items()
         for key in ("val_accuracy", "train_loss")
     }
-    return {
-        "name": name,
-        "device": device_name(profile.device, recipe.cpu_threads),
-        **provenance(),
-        "data": words,
-        "profile": profile.name,
-        "seconds": round(spent, 1),
-        "seeds": list(seeds),
-        "metrics": metrics,
-        "curves": curves,
-    }
+    threads, seeds = recipe.cpu_threads, list(seeds)
+    return new_result(name, profile, profile.device, words, spent, seeds, metrics, curves, threads)
 
 
 def _run_digits(
@@ -403,16 +379,17 @@ def _run_digits(
     return history
 
 
-def _result(name: str, profile: Profile, start: float, seeds: list[int]) -> dict[str, Any]:
-    return {
-        "name": name,
-        "device": device_name(profile.device, RECIPES["digits"].cpu_threads),
-        **provenance(),
-        "data": DIGITS,
-        "profile": profile.name,
-        "seconds": round(time.perf_counter() - start, 1),
-        "seeds": seeds,
-    }
+def _digits_result(
+    name: str,
+    profile: Profile,
+    start: float,
+    seeds: list[int],
+    metrics: dict[str, Any],
+    curves: dict[str, Any],
+) -> dict[str, Any]:
+    seconds, threads = time.perf_counter() - start, RECIPES["digits"].cpu_threads
+    device = profile.device
+    return new_result(name, profile, device, DIGITS, seconds, seeds, metrics, curves, threads)
 
 
 EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {

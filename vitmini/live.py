@@ -34,7 +34,8 @@ class LiveCurve:
     is a line an epoch. Epochs that a resumed run has behind it come from `folder`, or from
     `history`, and are shown at once. With `$VITMINI_PROFILE` set to ci the picture tells no time.
 
-    Raises: `ValueError` when both `folder` and `history` are given, or one of them is none.
+    Raises: `ValueError` when both `folder` and `history` are given, or one of them is not what
+        it should be.
     Chapter: 7
     """
 

@@ -115,15 +115,16 @@ class Muon(torch.optim.Optimizer):
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         ahead = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov
         steps = orthogonalize(torch.stack(list(ahead)))
-        size = 0.2 * math.sqrt(
-            max(weights[0].shape)
-        )  # AdamW's steps have a root mean square of 0.2
+        # AdamW's steps have a root mean square of 0.2.
+        size = 0.2 * math.sqrt(max(weights[0].shape))
         torch._foreach_mul_(weights, 1 - lr * weight_decay)
         torch._foreach_add_(weights, list(steps.unbind()), alpha=-lr * size)
 
 
 def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Bring all singular values near 1 (0.7 to 1.2), and leave the singular vectors alone.
+    """Bring the singular values near 1 (0.7 to 1.2), and leave the singular vectors alone.
+
+    Those below some 0.002 of the matrix's norm would need more iterations, and stay smaller.
 
     Newton and Schulz's iteration X <- a X + (b A + c A A) X with A = X X^T: it needs products of
     matrices and nothing else. It need not be exact, so a GPU does it in its 16-bit type.
@@ -294,8 +295,10 @@ def _update_average(average: AveragedModel, model: nn.Module, decay: float) -> N
 
 
 def _check_optimizer(given: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Compare with the fresh optimizer: a fused step trusts shapes, types and that a tensor's
-    memory holds all its elements, and would else write where other things lie."""
+    """Compare with the fresh optimizer, since a fused step writes wherever it is told to.
+
+    It trusts shapes, types, and that a tensor's memory holds all its elements.
+    """
     fresh = optimizer.state_dict()["param_groups"]
     for ours, theirs in zip(fresh, given["param_groups"], strict=True):
         if {**ours, "lr": 0} != {**theirs, "lr": 0}:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from vitmini.profiles import PROFILES, Profile, device_name
+from vitmini.runs import write_whole
 
 _HERE = Path(__file__).resolve().parent
 _CHECKOUT = _HERE.parent / "book" / "results"
@@ -65,9 +66,7 @@ def save_result(
         result["name"], str(result.get("profile")), str(result.get("commit")), folder, force
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, json.dumps(result, indent=1) + "\n")
     return path
 
 
@@ -170,9 +169,7 @@ def keep(path: Path, measure: Callable[[], Any]) -> Any:
         found = measure()
         found = dataclasses.asdict(found) if dataclasses.is_dataclass(found) else found  # type: ignore[arg-type]
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".part")
-        temporary.write_text(json.dumps(found), encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path, json.dumps(found))
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -185,14 +182,16 @@ def new_result(
     seeds: list[int],
     metrics: dict[str, Any],
     curves: dict[str, Any],
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """Put together what `save_result` writes; `words` say which data were used, and how.
 
+    `threads` is how many a CPU was given, where the recipe says so.
     Chapter: 7
     """
     return {
         "name": name,
-        "device": device_name(device),
+        "device": device_name(device, threads),
         **provenance(),
         "data": words,
         "profile": profile.name,

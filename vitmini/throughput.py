@@ -46,15 +46,6 @@ def matrix_rate(
     return 2 * size**3 / (milliseconds / 1000)
 
 
-def training_flops(config: ViTConfig) -> int:
-    """Count the FLOPs of training on one image: one pass forward, and two passes' worth back.
-
-    Source: Kaplan et al. 2020, section 2.1.
-    Chapter: 7
-    """
-    return 3 * count_flops(config)
-
-
 def measure_rate(
     step: Callable[[], int], device: str | torch.device, seconds: float = 5.0, warmup: int = 3
 ) -> float:
@@ -379,9 +370,10 @@ def _unfused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 def model_share(model: ViT | ViTConfig, images_per_second: float, rate: float) -> float:
     """The share of the card's matrix rate that training uses (MFU): 1 would be perfect.
 
+    The way back counts as two passes forward.
     Units: `rate` in FLOP/s, as `matrix_rate` measures it.
     Raises: `ValueError` when `model` is no ViT, or a number is not positive.
-    Source: Chowdhery et al. 2022, section 4.1.
+    Source: Chowdhery et al. 2022, section 4.1; Kaplan et al. 2020, section 2.1.
     Chapter: 7
     """
     config = model.config if isinstance(model, ViT) else model
@@ -390,4 +382,4 @@ def model_share(model: ViT | ViTConfig, images_per_second: float, rate: float) -
     for name, value in (("images_per_second", images_per_second), ("rate", rate)):
         if not (isinstance(value, (int, float)) and 0 < value < math.inf):
             raise ValueError(f"{name} must be a positive number, got {value!r}")
-    return images_per_second * training_flops(config) / rate
+    return images_per_second * 3 * count_flops(config) / rate

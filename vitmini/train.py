@@ -72,8 +72,7 @@ def train(
         a run already (without `resume`) or another run or another teacher's (with it) or is being
         written to by another process, or when the checkpoint is damaged; `FloatingPointError` when
         the loss is not finite; `MemoryError` when the device's memory does not hold a batch, with a
-        size that does;
-        `OSError` when `out` cannot be written to any more.
+        size that does; `OSError` when `out` cannot be written to any more.
     Source: Touvron et al. 2021, section 6 and Table 9.
     Chapter: 7
     """

@@ -191,6 +191,8 @@ def resize_pos_embed(
     elif mode == "dino":
         factors = [(n + 0.1) / o for n, o in zip(new, old, strict=True)]
         maps = F.interpolate(maps, scale_factor=factors, mode="bicubic")
+    elif columns == 1:  # on a CPU, PyTorch's antialiased kernel fills a single column with its top
+        maps = F.interpolate(maps.mT, (1, rows), mode=mode, antialias=antialias).mT
     else:
         maps = F.interpolate(maps, new, mode=mode, antialias=antialias)
     patches = maps.reshape(-1, rows * columns).T.to(pos_embed.dtype)  # (N', D)

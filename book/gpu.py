@@ -52,6 +52,8 @@ EXPERIMENTS = (
     "distillation-3",
     "distillation",
     "data-hunger",
+    "position-growth",
+    "resolution",
 )
 PARTS = (*TESTS, *EXPERIMENTS, "chapters")
 # What a part cannot do without; what vitmini itself imports comes first.

@@ -293,3 +293,105 @@ def test_embed_is_what_the_first_block_gets(registers):
     images = torch.randn(2, 3, 8, 8)
     assert model.forward_features(images).shape == (2, 5 + registers, 16)
     assert torch.equal(model(images), plain(images)) == (registers == 0)
+
+
+# Another resolution ---------------------------------------------------------------------------
+
+
+@each_kind
+@each_prefix
+@pytest.mark.parametrize("image_size", [16, (12, 20), (4, 8), (8, 12), (20, 4)])
+def test_a_resized_model_has_the_same_weights_and_positions_of_the_new_grid(
+    pos_embed, prefix, image_size
+):
+    model = grown(pos_embed=pos_embed, image_size=(8, 12), **prefix)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    images = torch.randn(2, 3, 8, 12)
+    logits = model(images)
+    other = model.resized(image_size)
+    rows, columns = vm.patches.as_pair(image_size, "image_size")
+    assert other is not model and other.grid == (rows // 4, columns // 4)
+    assert other.config == vm.ViTConfig(**{**vars(model.config), "image_size": image_size})
+    assert other(torch.randn(2, 3, rows, columns)).shape == (2, 5)
+    assert [n for n, _ in other.named_parameters()] == [n for n, _ in model.named_parameters()]
+    for name, tensor in other.state_dict().items():
+        assert "pos" in name or torch.equal(tensor, before[name]), name
+        assert tensor.data_ptr() != model.state_dict()[name].data_ptr() or not tensor.numel()
+        tensor.fill_(7.0)  # the original does not notice
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
+    assert torch.equal(model(images), logits) and model.grid == (2, 3)
+
+
+@each_kind
+@each_prefix
+@pytest.mark.parametrize("mode", vm.positions.RESIZE_MODES)
+def test_a_resized_models_positions_are_resized_by_the_mode(pos_embed, prefix, mode):
+    model = grown(pos_embed=pos_embed, image_size=(8, 12), **prefix)
+    other = model.resized((16, 16), mode)
+    if pos_embed not in ("relative", "none"):
+        count = model.num_prefix_tokens
+        expected = vm.resize_pos_embed(model.positions(), (4, 4), (2, 3), count, mode)
+        assert torch.allclose(other.positions(), expected, atol=1e-5)
+    fresh = vm.ViT(other.config)
+    fresh.load_state_dict(other.state_dict())  # it is a model like any other
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(fresh.eval()(images), other(images))
+
+
+def test_antialias_reaches_the_positions_and_an_unknown_mode_is_named():
+    model = grown(image_size=(32, 32))
+    with_it, without = (model.resized(12, antialias=a) for a in (True, False))
+    expected = vm.resize_pos_embed(model.pos_embed, (3, 3), antialias=False)
+    assert torch.equal(without.pos_embed, expected)
+    assert not torch.allclose(with_it.pos_embed, without.pos_embed, atol=1e-2)
+    with pytest.raises(ValueError, match="mode must be one of"):
+        model.resized(12, mode="nearest")
+    for size in (13, 0, (8, 9), "8"):
+        with pytest.raises(ValueError, match="image_size"):
+            model.resized(size)
+
+
+@each_kind
+def test_there_and_back_to_the_same_size_gives_the_same_logits(pos_embed):
+    model = grown(pos_embed=pos_embed, image_size=(8, 12))
+    images = torch.randn(2, 3, 8, 12)
+    assert torch.equal(model.resized((8, 12))(images), model(images))
+    smooth = small(pos_embed="sincos2d", image_size=32, dim=16).eval()
+    assert (smooth.resized(64).resized(32).positions() - smooth.positions()).abs().max() < 0.2
+
+
+def test_a_resized_model_keeps_type_modes_and_what_learns():
+    model = grown(pos_embed="learned2d", dropout=0.1).to(torch.bfloat16).train()
+    model.blocks[0].eval().requires_grad_(False)
+    model.pos_embed.rows.requires_grad_(False)
+    other = model.resized(16)
+    for old, new in zip(model.modules(), other.modules(), strict=True):
+        assert old.training == new.training
+    for (name, old), new in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert old.requires_grad == new.requires_grad and new.dtype == torch.bfloat16, name
+        assert isinstance(new, torch.nn.Parameter) and new.is_leaf and new.grad is None
+    model(torch.randn(2, 3, 8, 8, dtype=torch.bfloat16)).sum().backward()
+    assert all(p.grad is None for p in model.resized(16).parameters())
+
+
+def test_resizing_draws_no_random_numbers_and_needs_no_second_initialisation():
+    model = grown(init="mimetic", dim=16, num_heads=2)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    model.resized(16)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_class_of_ones_own_stays_what_it_is():
+    class Own(vm.ViT):
+        pass
+
+    assert type(Own(small().config).resized(16)) is Own
+
+
+def test_a_resized_model_trains(digits):
+    model = vm.create_model("vit_digits").resized(12)
+    assert torch.nn.functional.interpolate(digits.test_images[:2].float(), 12).shape[-1] == 12
+    logits = model(torch.randn(4, 1, 12, 12))
+    F.cross_entropy(logits, torch.arange(4)).backward()
+    assert all(p.grad is not None for p in model.parameters())

@@ -34,11 +34,11 @@ def test_everything_public_exists_and_is_documented():
 @pytest.mark.parametrize("path", sorted((ROOT / "vitmini").glob("*.py")), ids=lambda p: p.stem)
 def test_modules_import_only_modules_above_them(path):
     order = ["patches", "positions", "attention", "encoder", "initialisation", "model"]
-    order += ["convert", "summary", "baselines", "distill"]
+    order += ["convert", "summary", "baselines", "distill", "inspection"]
     order += ["pictures", "folders", "data", "augment"]
     order += ["recipes", "live", "optim", "runs"]
     order += ["train", "colab", "pretrained", "benchmark", "throughput"]
-    order += ["profiles", "records", "speedrun", "hunger", "students", "experiments"]
+    order += ["profiles", "records", "speedrun", "hunger", "students", "inside", "experiments"]
     if path.stem not in order:
         return
     text = path.read_text()

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from timm.layers.pos_embed_rel import gen_relative_position_index
 from torchvision.models.vision_transformer import interpolate_embeddings
+from transformers import DeiTConfig, ViTConfig
+from transformers.models.deit.modeling_deit import DeiTEmbeddings
+from transformers.models.vit.modeling_vit import ViTEmbeddings
 
 from vitmini.positions import (
     RESIZE_MODES,
@@ -20,6 +23,7 @@ from vitmini.positions import (
     RelativePositionBias,
     position_similarity,
     resize_pos_embed,
+    resize_positions,
     sincos_positions,
 )
 
@@ -267,6 +271,32 @@ def test_resizing_without_antialias_equals_deits_and_hugging_faces(old, new):
     assert close(resize_pos_embed(pos, new, old, antialias=False), theirs)
 
 
+@pytest.mark.parametrize("prefix", [1, 2])
+@pytest.mark.parametrize("new", [(6, 6), (3, 3), (7, 2), (1, 5), (4, 8)])
+def test_resizing_without_antialias_equals_hugging_faces_own_code(new, prefix):
+    config, kind = [(ViTConfig, ViTEmbeddings), (DeiTConfig, DeiTEmbeddings)][prefix - 1]
+    theirs = kind(config(hidden_size=8, image_size=20, patch_size=4, num_attention_heads=2))
+    torch.nn.init.normal_(theirs.position_embeddings)
+    pos = theirs.position_embeddings.detach()
+    tokens = torch.zeros(1, prefix + new[0] * new[1], 8)
+    expected = theirs.interpolate_pos_encoding(tokens, 4 * new[0], 4 * new[1]).detach()
+    assert close(resize_pos_embed(pos, new, (5, 5), prefix, antialias=False), expected)
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("old", "new"), [((4, 3), (7, 1)), ((2, 1), (5, 1)), ((6, 1), (4, 1))])
+def test_a_single_column_is_resized_as_a_single_row_is(old, new, mode):
+    """PyTorch's antialiased kernel gives every row of a single column the first one's values."""
+    pos = embedding(old, 0)
+    turned = pos[0].view(*old, 6).transpose(0, 1).flatten(0, 1)[None]
+    expected = resize_pos_embed(turned, new[::-1], old[::-1], 0, mode=mode)
+    assert close(resize_pos_embed(pos, new, old, 0, mode=mode), expected)
+    assert expected[0].std(dim=0).min() > 0.01
+    if new[0] > old[0] and mode == "bilinear" and old[1] == 1:  # growing needs no antialiasing
+        without = resize_pos_embed(pos, new, old, 0, mode=mode, antialias=False)
+        assert close(resize_pos_embed(pos, new, old, 0, mode=mode), without)
+
+
 @each_resize
 @each_prefix
 def test_google_mode_equals_scipys_linear_zoom(old, new, prefix):
@@ -298,6 +328,38 @@ def test_dino_mode_equals_its_formula(old, new):
     scale = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
     theirs = formula(pos, old, 1, lambda m: F.interpolate(m, scale_factor=scale, mode="bicubic"))
     assert close(resize_pos_embed(pos, new, old, mode="dino"), theirs)
+
+
+def keys_cubic(distance, a=-0.75):
+    """The cubic kernel of Keys (1981), with the a that PyTorch takes."""
+    x = abs(distance)
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a if x < 2 else 0.0
+
+
+def cubic_weights(old, new, scale):
+    """(new, old): pixel centres, edges repeated, steps of 1/scale pixels of the old grid."""
+    weights = np.zeros((new, old))
+    for n in range(new):
+        centre = (n + 0.5) / scale - 0.5
+        for i in range(math.floor(centre) - 1, math.floor(centre) + 3):
+            weights[n, min(max(i, 0), old - 1)] += keys_cubic(centre - i)
+    return weights
+
+
+@each_resize
+@each_prefix
+def test_dino_mode_equals_a_bicubic_sum_by_hand_with_a_tenth_of_a_patch_too_much(old, new, prefix):
+    pos = embedding(old, prefix)
+    grid = pos[0, prefix:].double().numpy().reshape(*old, -1)
+    rows, columns = (cubic_weights(o, n, (n + 0.1) / o) for o, n in zip(old, new, strict=True))
+    patches = np.einsum("ri,cj,ijd->rcd", rows, columns, grid).reshape(1, new[0] * new[1], -1)
+    theirs = torch.cat([pos[:, :prefix], torch.from_numpy(patches).float()], dim=1)
+    assert close(resize_pos_embed(pos, new, old, prefix, mode="dino"), theirs)
+    if min(old) > 1:  # and the tenth matters
+        exact = resize_pos_embed(pos, new, old, prefix, antialias=False)
+        assert not close(exact, theirs, 1e-3)
 
 
 @pytest.mark.parametrize("mode", ["google", "torchvision", "dino"])
@@ -362,6 +424,50 @@ def test_conventions_differ_as_much_as_was_measured():
         for (mode, antialias), value in zip(measured, values, strict=True):
             other = resize_pos_embed(pos, (side, side), None, 0, mode, antialias)
             assert ((other - timm).norm() / timm.norm()).item() == pytest.approx(value, rel=0.25)
+
+
+# All weights that depend on positions ----------------------------------------------------------
+
+
+@each_resize
+@pytest.mark.parametrize("mode", RESIZE_MODES)
+def test_learned_2d_resized_by_halves_is_its_whole_table_resized(old, new, mode):
+    module = filled(LearnedPositions2D(old, 6, 2))
+    weights = {f"pos_embed.{n}": p for n, p in module.named_parameters()}
+    resized = resize_positions(weights, old, new, 2, mode)
+    halves = {n.removeprefix("pos_embed."): w for n, w in resized.items()}
+    other = LearnedPositions2D(new, 6, 2)
+    other.load_state_dict(halves)
+    assert close(other(), resize_pos_embed(module(), new, old, 2, mode), 2e-5)
+
+
+@pytest.mark.parametrize("mode", RESIZE_MODES)
+def test_relative_offsets_keep_their_distance_in_the_picture(mode):
+    """A bias that falls by 1 a patch on a grid of 5 falls by 1/2 a patch on one of 10."""
+    down, right = torch.meshgrid(torch.arange(-4.0, 5), torch.arange(-4.0, 5), indexing="ij")
+    weights = {
+        "a.rel_pos.offsets": torch.stack([down, right]),
+        "a.rel_pos.prefix": torch.ones(2, 3),
+    }
+    resized = resize_positions(weights, (5, 5), (10, 10), 1, mode)
+    assert torch.equal(resized["a.rel_pos.prefix"], torch.ones(2, 3))
+    offsets = resized["a.rel_pos.offsets"]
+    assert offsets.shape == (2, 19, 19)
+    assert close(offsets[0], offsets[1].T, 1e-4)
+    assert close(offsets, -offsets.flip(1, 2), 1e-4) or mode == "dino"  # which is a little off
+    step = (offsets[0, 14, 9] - offsets[0, 4, 9]).item() / 10
+    assert step == pytest.approx(
+        {"google": 8 / 18, "torchvision": 8 / 18}.get(mode, 9 / 19), rel=0.03
+    )
+
+
+def test_what_has_no_position_is_copied_not_shared():
+    weights = {"head.weight": torch.randn(3, 4), "pos_embed": torch.randn(1, 5, 4)}
+    for new in ((2, 2), (3, 3)):
+        resized = resize_positions(weights, (2, 2), new)
+        assert torch.equal(resized["head.weight"], weights["head.weight"])
+        for name in weights:
+            assert resized[name].data_ptr() != weights[name].data_ptr()
 
 
 # Similarity -----------------------------------------------------------------------------------

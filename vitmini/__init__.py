@@ -43,6 +43,17 @@ from vitmini.distill import (
 )
 from vitmini.encoder import MLP, Block, DropPath, LayerScale, drop_path_rates
 from vitmini.initialisation import init_weights
+from vitmini.inspection import (
+    attention_distance,
+    attention_maps,
+    attention_rollout,
+    cka,
+    cls_attention,
+    layer_tokens,
+    measure_attention_distance,
+    patch_distances,
+    patch_filters,
+)
 from vitmini.live import LiveCurve
 from vitmini.model import ViT, ViTConfig, create_model, get_config, list_models
 from vitmini.optim import choose_precision
@@ -53,6 +64,7 @@ from vitmini.positions import (
     RelativePositionBias,
     position_similarity,
     resize_pos_embed,
+    resize_positions,
     sincos_positions,
 )
 from vitmini.pretrained import list_pretrained, load_card, load_pretrained
@@ -83,10 +95,15 @@ __all__ = [
     "ViT",
     "ViTConfig",
     "attention_by_hand",
+    "attention_distance",
+    "attention_maps",
+    "attention_rollout",
     "attention_weights",
     "checks",
     "choose_precision",
     "choose_profile",
+    "cka",
+    "cls_attention",
     "compare_models",
     "count_flops",
     "create_baseline",
@@ -104,6 +121,7 @@ __all__ = [
     "from_torchvision",
     "get_config",
     "init_weights",
+    "layer_tokens",
     "list_baselines",
     "list_models",
     "list_pretrained",
@@ -117,10 +135,13 @@ __all__ = [
     "load_run",
     "load_teacher",
     "matrix_rate",
+    "measure_attention_distance",
     "measure_loop",
     "measure_time",
     "model_share",
     "offer_download",
+    "patch_distances",
+    "patch_filters",
     "patch_grid",
     "patchify",
     "peak_memory",
@@ -130,6 +151,7 @@ __all__ = [
     "random_affine",
     "random_flip",
     "resize_pos_embed",
+    "resize_positions",
     "run_folder",
     "sincos_positions",
     "soft_term",

@@ -20,6 +20,7 @@ from vitmini.benchmark import compare_models, measure_time, peak_memory
 from vitmini.data import ImageData, describe_data, first_images, load_data
 from vitmini.hunger import data_hunger
 from vitmini.initialisation import SCHEMES
+from vitmini.inside import position_growth, resolution
 from vitmini.model import create_model, get_config
 from vitmini.optim import choose_precision
 from vitmini.profiles import Profile
@@ -418,4 +419,6 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "distillation-teachers": functools.partial(distillation, rounds=0),
     **{f"distillation-{n}": functools.partial(distillation, rounds=n) for n in range(1, 4)},
     "distillation": distillation,
+    "position-growth": position_growth,
+    "resolution": resolution,
 }

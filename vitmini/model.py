@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vitmini.encoder import Block, drop_path_rates
 from vitmini.initialisation import SCHEMES, init_weights
 from vitmini.patches import PatchEmbed, as_pair, patch_grid
-from vitmini.positions import LearnedPositions2D, RelativePositionBias, sincos_positions
+from vitmini.positions import LearnedPositions2D, RelativePositionBias, regrid, sincos_positions
 
 CHOICES = {
     "pool": ("cls", "mean"),
@@ -180,6 +180,12 @@ class ViT(nn.Module):
             return (logits, dist_logits) if self.training else (logits + dist_logits) / 2
         read = x[:, 0] if self.config.pool == "cls" else x[:, self.num_prefix_tokens :].mean(dim=1)
         return self.head(read)  # (B, K)
+
+    def resized(self, image_size: Any, mode: str = "bicubic", antialias: bool = True) -> ViT:
+        """A copy for images of another size; `mode` as for `resize_pos_embed`. Chapter: 13."""
+        with torch.device("meta"):  # no weights of its own
+            model = type(self)(replace(self.config, image_size=image_size))
+        return regrid(self, model, mode, antialias)
 
 
 _TINY = ViTConfig(dim=192, num_heads=3)

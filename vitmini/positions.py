@@ -6,6 +6,8 @@ Chapter: 2 (`notebooks/02-positions.ipynb`); resizing: 13.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -189,10 +191,70 @@ def resize_pos_embed(
     elif mode == "dino":
         factors = [(n + 0.1) / o for n, o in zip(new, old, strict=True)]
         maps = F.interpolate(maps, scale_factor=factors, mode="bicubic")
+    elif columns == 1:  # on a CPU, PyTorch's antialiased kernel fills a single column with its top
+        maps = F.interpolate(maps.mT, (1, rows), mode=mode, antialias=antialias).mT
     else:
         maps = F.interpolate(maps, new, mode=mode, antialias=antialias)
     patches = maps.reshape(-1, rows * columns).T.to(pos_embed.dtype)  # (N', D)
     return torch.cat([prefix, patches])[None]
+
+
+def resize_positions(
+    weights: Mapping[str, Tensor],
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    num_prefix_tokens: int = 1,
+    mode: str = "bicubic",
+    antialias: bool = True,
+) -> dict[str, Tensor]:
+    """Copy the weights of a `ViT` for another grid: all that depends on positions is resized.
+
+    A place in the picture keeps its position: learned tables, those of rows and of columns, sines
+    and cosines too (computed afresh they would go on beyond what was trained). Relative offsets
+    keep their distance in the picture. Everything else is copied as it is.
+
+    Shapes: `weights` as in `ViT.state_dict()`; grids are (rows, columns) in patches.
+    Raises: `ValueError` as `resize_pos_embed` does.
+    Source: Dosovitskiy et al. 2021, section 3.2; relative tables as in BEiT's and Swin's code.
+    Chapter: 13
+    """
+    old, new = as_pair(old_grid, "old_grid"), as_pair(new_grid, "new_grid")
+
+    def resize(table: Tensor, to: tuple[int, int], start: tuple[int, int], prefix: int) -> Tensor:
+        return resize_pos_embed(table, to, start, prefix, mode, antialias)
+
+    resized = {}
+    for name, weight in weights.items():
+        weight = weight.detach()
+        if name == "pos_embed":
+            weight = resize(weight, new, old, num_prefix_tokens)
+        elif name == "pos_embed.rows":
+            weight = resize(weight[None], (new[0], 1), (old[0], 1), 0)[0]
+        elif name == "pos_embed.columns":
+            weight = resize(weight[None], (1, new[1]), (1, old[1]), 0)[0]
+        elif name.endswith("rel_pos.offsets"):  # (heads, 2 * rows - 1, 2 * columns - 1)
+            start, to = ((2 * rows - 1, 2 * columns - 1) for rows, columns in (old, new))
+            table = resize(weight.flatten(1).T[None], to, start, 0)  # (1, offsets, heads)
+            weight = table[0].T.unflatten(1, to)
+        resized[name] = weight.clone(memory_format=torch.contiguous_format)
+    return resized
+
+
+def regrid(source: Any, model: Any, mode: str = "bicubic", antialias: bool = True) -> Any:
+    """Fill a `ViT` of another grid with copies of another one's weights: `ViT.resized` in full.
+
+    `model` may be on the meta device; it takes over types, devices, modes and what learns.
+    Raises: `ValueError` as `resize_positions` does.
+    Chapter: 13
+    """
+    count = source.num_prefix_tokens
+    weights = resize_positions(source.state_dict(), source.grid, model.grid, count, mode, antialias)
+    model.load_state_dict(weights, assign=True)
+    for old, new in zip(source.parameters(), model.parameters(), strict=True):
+        new.requires_grad_(old.requires_grad)
+    for old, new in zip(source.modules(), model.modules(), strict=True):
+        new.training = old.training
+    return model
 
 
 def split_prefix(

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from safetensors.torch import load as load_safetensors
 
-from vitmini.model import ViT, ViTConfig
+from vitmini.model import PRESETS, ViT, ViTConfig
 
 
 def list_pretrained() -> list[str]:
-    """Name the models that `load_pretrained` has weights for. Chapter: 2."""
+    """Name the models that `load_pretrained` has weights for.
+
+    Chapter: 2
+    """
     return sorted(p.name[:-5] for p in _folder().iterdir() if p.name.endswith(".json"))
 
 
@@ -25,10 +28,18 @@ def load_card(name: str) -> dict[str, Any]:
 
     Shapes: returns a dictionary with `model` (the fields of its `ViTConfig`), `classes`, `mean`
         and `std` (for `normalize`), `data`, `recipe`, `test_accuracy` in [0, 1], `device`,
-        `date`, `commit` and `limits`.
+        `date`, `commit` and `limits`. Newer cards also have `test_accuracy_seeds` (`values`,
+        `mean`, `stderr`) with their `seeds`, and those of distilled models
+        `test_accuracy_heads` and `teacher`.
     Raises: `ValueError` for a name that has no weights, with those that have.
     Chapter: 2
     """
+    if isinstance(name, str) and name in PRESETS and name not in list_pretrained():
+        raise ValueError(
+            f"no trained weights of {name} come with vitmini, only those of "
+            f"{', '.join(list_pretrained())}: vm.create_model({name!r}) builds it with fresh ones, "
+            "vm.from_pretrained fetches those of timm and torchvision"
+        )
     if name not in list_pretrained():
         raise ValueError(f"name must be one of {', '.join(list_pretrained())}; got {name!r}")
     return json.loads((_folder() / f"{name}.json").read_text(encoding="utf-8"))

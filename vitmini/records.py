@@ -10,6 +10,7 @@ import datetime
 import hashlib
 import json
 import platform
+import re
 import statistics
 import subprocess
 import tempfile
@@ -66,8 +67,21 @@ def save_result(
         result["name"], str(result.get("profile")), str(result.get("commit")), folder, force
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(result, indent=1) + "\n")
+    write_whole(path, write_json(result))
     return path
+
+
+def write_json(values: Any) -> str:
+    """Write JSON that a person can read: a line for each entry, innermost lists in one line.
+
+    Chapter: 0
+    """
+    innermost = r"\[\n([^\[\]{}]*?)\n\s*\]"  # no string of JSON holds a line break
+
+    def join(found: re.Match[str]) -> str:
+        return "[" + " ".join(line.strip() for line in found[1].splitlines()) + "]"
+
+    return re.sub(innermost, join, json.dumps(values, indent=1)) + "\n"
 
 
 def check_result(

@@ -151,6 +151,14 @@ def test_the_default_is_soft_at_temperature_three():
         ({"student_logits": (torch.zeros(B, K),)}, "student_logits must be one tensor or two"),
         ({"labels": torch.zeros(B - 1, dtype=torch.int64)}, "labels must be"),
         ({"labels": torch.zeros(B, K + 1)}, "labels must be"),
+        ({"weight": "0.5"}, r"weight must be in \[0, 1\], got '0.5'"),
+        ({"temperature": None}, "temperature must be positive and finite, got None"),
+        ({"kind": "hard", "temperature": math.nan}, "temperature must be"),
+        ({"student_logits": None}, "student_logits must be"),
+        ({"teacher_logits": [0.0]}, "student_logits must be .* and a list"),
+        ({"labels": [0] * B}, r"labels must be \(B,\) or \(B, K\), got a list"),
+        ({"labels": torch.zeros(B)}, "labels must be int64"),
+        ({"labels": torch.zeros(B, K, dtype=torch.int64)}, "labels must be .*float"),
     ],
 )
 def test_what_the_loss_cannot_mean_is_refused(change, words):
@@ -158,6 +166,38 @@ def test_what_the_loss_cannot_mean_is_refused(change, words):
     given["labels"] = torch.zeros(B, dtype=torch.int64)
     with pytest.raises(ValueError, match=words):
         vm.distillation_loss(**(given | change))
+
+
+def test_the_soft_term_compares_no_other_shapes():
+    """(B, 1) would be spread over the classes without a word."""
+    for shape in ((B, 1), (1, K), (B, K, 1), (0, K)):
+        with pytest.raises(ValueError, match="student_logits must be"):
+            vm.soft_term(torch.zeros(B, K), torch.zeros(shape))
+    with pytest.raises(ValueError, match="student_logits must be"):
+        vm.soft_term(torch.zeros(0, K), torch.zeros(0, K))
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_loss_of_16_bit_logits_is_computed_in_32(kind, dtype):
+    a, b, teacher = (x.to(dtype) for x in logits(1, 2, 3))
+    labels = torch.arange(B) % K
+    ours = vm.distillation_loss((a, b), teacher, labels, kind)
+    wanted = by_hand((a, b), teacher, labels, kind, 3.0, 0.5)
+    assert ours.dtype == torch.float32 and ours.item() == pytest.approx(wanted, rel=1e-5)
+    far = torch.tensor([[6e4, -6e4]]).to(dtype)  # their difference is no number of float16
+    assert vm.distillation_loss(far, -far, labels[:1], kind).isfinite()
+
+
+def test_a_class_that_the_teacher_rules_out_costs_nothing():
+    a, teacher = logits(1, 2)
+    ruled_out = torch.cat([teacher, torch.full((B, 1), -math.inf, dtype=torch.float64)], dim=1)
+    wider = torch.cat([a, a[:, :1]], dim=1).requires_grad_()
+    found = vm.soft_term(wider, ruled_out, 2.0)
+    p, q = (teacher / 2).softmax(1), (wider / 2).log_softmax(1)[:, :K]
+    assert found.item() == pytest.approx(4 * (p * (p.log() - q)).sum().item() / B, rel=1e-12)
+    found.backward()
+    assert wider.grad.isfinite().all()
 
 
 # The teacher -------------------------------------------------------------------------------------

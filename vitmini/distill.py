@@ -9,6 +9,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,23 +42,10 @@ def distillation_loss(
     Source: Touvron et al. 2021, eq. 2 and 3; Hinton et al. 2015.
     Chapter: 10
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight must be in [0, 1], got {weight!r}")
-    if isinstance(student_logits, Tensor):
-        student_logits = student_logits, student_logits
-    if len(student_logits) != 2:
-        raise ValueError(f"student_logits must be one tensor or two, got {len(student_logits)}")
-    class_logits, distil_logits = student_logits
-    for logits in student_logits:
-        if logits.ndim != 2 or logits.shape != teacher_logits.shape:
-            raise ValueError(
-                f"student_logits must be (B, K) like teacher_logits, got {tuple(logits.shape)} "
-                f"and {tuple(teacher_logits.shape)}"
-            )
-    if labels.shape not in (teacher_logits.shape, teacher_logits.shape[:1]):
-        raise ValueError(f"labels must be (B,) or (B, K), got {tuple(labels.shape)}")
+    both = isinstance(student_logits, (tuple, list))
+    pair = tuple(student_logits) if both else (student_logits, student_logits)
+    check_loss(pair, teacher_logits, labels, kind, temperature, weight)
+    class_logits, distil_logits = map(at_least_float32, pair)
     if kind == "soft":
         term = soft_term(distil_logits, teacher_logits, temperature)
     else:
@@ -70,15 +58,64 @@ def soft_term(student_logits: Tensor, teacher_logits: Tensor, temperature: float
 
     The square keeps the gradient's size: softening divides it by about T².
     Shapes: logits (B, K) -> (), summed over classes, averaged over the batch, in nats.
-    Raises: `ValueError` when `temperature` is not positive and finite.
+    Raises: `ValueError` when `temperature` is not positive and finite, or the shapes differ.
     Source: Touvron et al. 2021, eq. 2, second part; Hinton et al. 2015, section 2.
     Chapter: 10
     """
-    if not (temperature > 0 and math.isfinite(temperature)):
+    check_loss((student_logits,), teacher_logits, temperature=temperature)
+    student = F.log_softmax(at_least_float32(student_logits) / temperature, dim=1)
+    teacher = F.log_softmax(at_least_float32(teacher_logits.detach()) / temperature, dim=1)
+    gap = (teacher - student).masked_fill(teacher == -math.inf, 0.0)  # 0 log 0 is 0
+    return (teacher.exp() * gap).sum() / len(gap) * temperature**2
+
+
+def check_loss(
+    student_logits: Sequence[Tensor],
+    teacher_logits: Tensor,
+    labels: Tensor | None = None,
+    kind: str = "soft",
+    temperature: float = 3.0,
+    weight: float = 0.5,
+) -> None:
+    """Refuse what `distillation_loss` and `soft_term` cannot mean.
+
+    Raises: `ValueError`, with the argument's name.
+    Chapter: 10
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if not (isinstance(weight, Real) and 0 <= weight <= 1):
+        raise ValueError(f"weight must be in [0, 1], got {weight!r}")
+    if not (isinstance(temperature, Real) and 0 < temperature < math.inf):
         raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
-    student = F.log_softmax(student_logits / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    if labels is not None and len(student_logits) != 2:
+        raise ValueError(f"student_logits must be one tensor or two, got {len(student_logits)}")
+    for logits in student_logits:
+        found = [_shape(logits), _shape(teacher_logits)]
+        if len(found[0]) != 2 or found[0] != found[1] or 0 in found[0]:
+            raise ValueError(
+                "student_logits must be (B, K) like teacher_logits, got "
+                + " and ".join(map(str, found))
+            )
+    if labels is None:
+        return
+    B, K = teacher_logits.shape
+    if _shape(labels) not in ((B,), (B, K)):
+        raise ValueError(f"labels must be (B,) or (B, K), got {_shape(labels)}")
+    if (labels.dtype != torch.int64) if labels.ndim == 1 else not labels.is_floating_point():
+        raise ValueError(f"labels must be int64 (B,) or float (B, K), got {labels.dtype}")
+
+
+def _shape(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Leave logits as they are, but for 16 bits: a loss in these has two or three digits.
+
+    Chapter: 10
+    """
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def soft_term_of_deits_code(

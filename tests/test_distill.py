@@ -244,6 +244,8 @@ def test_a_teacher_sees_pictures_in_its_own_size():
     flat = torch.full((2, 1, 8, 8), 0.25)
     assert torch.allclose(teacher(flat, (0.0,), (1.0,)), torch.full((2, 1), 0.25))
     assert teacher.model.size == (12, 16)
+    listed = Teacher(MeanPixel(), (0.0,), (1.0,), image_size=[12, 16])  # as JSON has it
+    assert listed.identity() == teacher.identity()
     assert torch.equal(
         Teacher(nn.Flatten(), (0.0,), (1.0,), 8)(flat, (0.0,), (1.0,)), flat[:, 0].flatten(1)
     )
@@ -271,6 +273,13 @@ def test_a_teacher_is_a_frozen_copy_in_evaluation_mode():
         ((nn.Identity(), (0.0, 0.0), (1.0,)), "mean and std must be"),
         ((nn.Identity(), (0.0,), (0.0,)), "mean and std must be"),
         ((nn.Identity(), (), ()), "mean and std must be"),
+        ((nn.Identity(), 0.5, 0.5), "mean and std must be a number a channel.*got 0.5 and 0.5"),
+        ((nn.Identity(), ("a",), (1.0,)), "mean and std must be"),
+        ((nn.Identity(), (math.nan,), (1.0,)), "mean and std must be"),
+        ((nn.Identity(), (0.0,), (math.inf,)), "mean and std must be"),
+        ((nn.Identity(), (0.0,), (1.0,), 0), "image_size must be a positive int or a pair"),
+        ((nn.Identity(), (0.0,), (1.0,), "8"), "image_size must be"),
+        ((nn.Identity(), (0.0,), (1.0,), (8,)), "image_size must be"),
     ],
 )
 def test_what_cannot_teach_is_refused(arguments, words):

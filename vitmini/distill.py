@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitmini.patches import as_pair
+
 if TYPE_CHECKING:
     from vitmini.data import ImageData
 
@@ -142,7 +144,8 @@ class Teacher(nn.Module):
     Shapes: called with the student's normalised images (B, C, H, W), and the `mean` and `std` that
         they were normalised with, for pixels in [0, 1] -> logits (B, K), float32. `image_size` in
         pixels, an int or (rows, columns); None: it takes any.
-    Raises: `ValueError` when `mean` or `std` make no sense, or the model gives no tensor (B, K).
+    Raises: `ValueError` when `mean`, `std` or `image_size` make no sense, or the model gives no
+        tensor (B, K).
     Source: Touvron et al. 2021, section 4.
     Chapter: 10
     """
@@ -157,12 +160,16 @@ class Teacher(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
-        if len(self.mean) != len(self.std) or not self.mean or not all(s > 0 for s in self.std):
+        try:
+            self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        except (TypeError, ValueError):
+            self.mean, self.std = (), ()
+        known = self.mean and all(map(math.isfinite, (*self.mean, *self.std)))
+        if not known or len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise ValueError(
-                f"mean and std must be a number a channel, std positive, got {mean} and {std}"
+                f"mean and std must be a number a channel, std positive, got {mean!r} and {std!r}"
             )
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_size = None if image_size is None else as_pair(image_size, "image_size")
         # A copy: whatever becomes of the model that was given, the teacher stays as it is.
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.eval()

@@ -304,6 +304,25 @@ def test_a_teachers_identity_is_that_of_what_it_teaches():
     assert len({t.identity()["sha256"] for t in others} | {same["sha256"]}) == 4
 
 
+@pytest.mark.parametrize(
+    ("build", "one", "other"),
+    [
+        (vm.create_model, {"name": "vit_digits"}, {"num_heads": 2}),
+        (vm.create_baseline, {"name": "resnet_mini"}, {"stem_stride": 1}),
+    ],
+)
+def test_teachers_of_equal_weights_that_compute_something_else_are_two(build, one, other):
+    model, twin = build(**one), build(**one, **other)
+    twin.load_state_dict(model.state_dict())
+    first, second = (Teacher(m, (0.5,), (1.0,)).identity() for m in (model, twin))
+    assert first != second and Teacher(build(**one), (0.5,), (1.0,)).identity() != first
+    assert Teacher(copy.deepcopy(model), (0.5,), (1.0,)).identity() == first
+    model.config = object()  # a foreign one is written as its address
+    again = Teacher(model, (0.5,), (1.0,)).identity()
+    model.config = object()
+    assert Teacher(model, (0.5,), (1.0,)).identity() == again
+
+
 # Training ----------------------------------------------------------------------------------------
 
 

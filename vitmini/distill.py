@@ -6,6 +6,7 @@ Chapter: 10.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -200,11 +201,15 @@ class Teacher(nn.Module):
         return logits.float()
 
     def identity(self) -> dict[str, Any]:
-        """Say which teacher this is: its class, and a hash of all that decides its logits.
+        """Say which teacher this is: its class, and a hash of what decides its logits.
 
-        Two teachers of one hash teach the same. Chapter: 10.
+        That is how it sees pictures, its weights, and its configuration where vitmini built it:
+        heads or strides change the logits, but no shape. Chapter: 10.
         """
-        digest = hashlib.sha256(repr((self.mean, self.std, self.image_size)).encode())
+        config = getattr(self.model, "config", None)
+        known = dataclasses.is_dataclass(config)  # another object may be written as its address
+        seen = (self.mean, self.std, self.image_size, config if known else None)
+        digest = hashlib.sha256(repr(seen).encode())
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

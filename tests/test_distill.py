@@ -492,6 +492,7 @@ def test_a_weight_of_zero_is_training_without_a_teacher(resnet, few):
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), "teacher must know 10 classes, not 7"),
         (nn.Sequential(nn.Flatten(), nn.Linear(9, 10)), "teacher must take images of 1x8x8"),
         (nn.Identity(), "one tensor of logits"),
+        (nn.Bilinear(2, 2, 2), "teacher must take images of 1x8x8.*: .*argument"),
         ("runs/teacher", "model must be a torch.nn.Module, got str"),
         (None, "teacher must be given: the recipe's distill is 'hard'"),
     ],
@@ -502,6 +503,31 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=words):
         vm.train(student(), few, SHORT, tmp_path / "run", teacher=teacher)
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_others_vits_say_which_size_they_take(few):
+    """timm and torchvision assert it, which is no RuntimeError."""
+    timm = pytest.importorskip("timm")
+    theirs = timm.models.VisionTransformer(
+        img_size=16, patch_size=8, num_classes=10, embed_dim=32, depth=1, num_heads=2
+    )
+    words = r"teacher must take images of 1x8x8, or be a Teacher\(.*image_size\).*: .*height"
+    with pytest.raises(ValueError, match=words):
+        vm.train(student(), few, SHORT, teacher=Teacher(theirs, (0.5,) * 3, (0.5,) * 3))
+    own, config = student(), dataclasses.replace(SHORT, epochs=1)
+    vm.train(own, few, config, teacher=Teacher(theirs, (0.5,) * 3, (0.5,) * 3, 16))
+
+
+def test_two_heads_of_any_module_need_a_teacher(few):
+    class TwoHeads(nn.Linear):
+        def forward(self, images):
+            logits = super().forward(images.flatten(1))
+            return (logits, logits) if self.training else logits
+
+    plain = dataclasses.replace(SHORT, distill="none")
+    with pytest.raises(ValueError, match="model must give one tensor of logits"):
+        vm.train(TwoHeads(64, 10), few, plain)
+    vm.train(TwoHeads(64, 10), few, SHORT, teacher=student())
 
 
 def test_a_student_learns_from_its_teacher_what_its_labels_do_not_say(digits):

@@ -257,8 +257,11 @@ def build_teach(teacher: Teacher, data: ImageData, trainer: Trainer) -> Teach:
     blank = torch.zeros(1, C, H, W, device=trainer.device)
     try:
         given = tuple(teacher(blank, data.mean, data.std).shape)
-    except RuntimeError as error:
-        raise ValueError(f"teacher must take images of {C}x{H}x{W}: {one_line(error)}") from None
+    except (AssertionError, IndexError, RuntimeError, TypeError) as error:  # timm asserts sizes
+        raise ValueError(
+            f"teacher must take images of {C}x{H}x{W}, or be a Teacher(model, mean, std, "
+            f"image_size) that converts them: {one_line(error)}"
+        ) from None
     if given != (1, len(data.classes)):
         raise ValueError(f"teacher must know {len(data.classes)} classes, not {given[-1]}")
     forward: Any = torch.compile(teacher) if trainer.compiled else teacher
@@ -304,6 +307,11 @@ def _loss(
         logits = trainer.forward(images)
     smoothing = config.label_smoothing if targets.ndim == 1 else 0.0  # mixed ones have it already
     if teach is None:
+        if not isinstance(logits, Tensor):
+            raise ValueError(
+                "model must give one tensor of logits (B, K) in training; a second head needs a "
+                f"teacher, got {type(logits).__name__}"
+            )
         return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
     taught = teach(images)
     if smoothing:

@@ -169,6 +169,7 @@ def test_the_vits_have_their_list_and_the_baselines_theirs():
         ("resnet18_cifar", {"stages": (10**9,)}, "stages must be one to four"),
         ("resnet18_cifar", {"stages": 2}, "stages must be one to four"),
         ("resnet18_cifar", {"block": "wide"}, "block must be one of basic, bottleneck"),
+        ("resnet18_cifar", {"block": ["basic"]}, "block must be one of basic, bottleneck"),
         ("resnet18_cifar", {"stem_stride": 0}, "stem_stride must be a positive int"),
         ("resnet18_cifar", {"num_classes": 2.0}, "num_classes must be a positive int"),
         ("resnet18_cifar", {"image_size": 0}, "image_size must be"),

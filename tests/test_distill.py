@@ -654,6 +654,10 @@ def test_timms_distilled_model_is_measured_too(few):
     own.load_state_dict(theirs.state_dict())
     for name, classes in vm.predict_heads(theirs, few).items():
         assert torch.equal(classes, vm.predict_heads(own, few)[name])
+    theirs.train()
+    with pytest.raises(ValueError, match="model must be a distilled ViT: it has no embed"):
+        vm.token_similarity(theirs, few.normalize(few.test_images))
+    assert theirs.training
 
 
 def test_the_tokens_are_compared_layer_by_layer(few):
@@ -677,6 +681,6 @@ def test_disagreement_counts_pairs_that_differ():
     )
     wanted = [[0, 0.25, 0.5], [0.25, 0, 0.25], [0.5, 0.25, 0]]
     assert torch.equal(found, torch.tensor(wanted, dtype=torch.float64))
-    for bad in ({}, {"a": labels, "b": labels[:3]}, {"a": torch.zeros(4, 2)}):
+    for bad in ({}, {"a": labels, "b": labels[:3]}, {"a": torch.zeros(4, 2)}, {"a": [0, 1]}):
         with pytest.raises(ValueError, match="predictions must"):
             vm.disagreement(bad)

@@ -44,7 +44,7 @@ class ResNetConfig:
         for name in ("in_channels", "num_classes", "stem_stride"):
             if not _is_count(getattr(self, name)):
                 raise ValueError(f"{name} must be a positive int, got {getattr(self, name)!r}")
-        if self.block not in _EXPANSION:
+        if self.block not in tuple(_EXPANSION):  # a list has no hash
             raise ValueError(f"block must be one of {', '.join(_EXPANSION)}, got {self.block!r}")
         listed = isinstance(self.stages, (tuple, list)) and 1 <= len(self.stages) <= 4
         if not listed or not all(_is_count(n) and n <= 100 for n in self.stages):

@@ -275,8 +275,9 @@ def token_similarity(model: Any, images: Tensor) -> Tensor:
     Source: Touvron et al. 2021, section 4 (0.06 between the learned tokens, 0.93 in the end).
     Chapter: 10
     """
-    if not hasattr(model, "dist_token"):
-        raise ValueError("model must be a distilled ViT: it has no dist_token")
+    for name in ("dist_token", "embed"):  # timm's has the one and not the other
+        if not hasattr(model, name):
+            raise ValueError(f"model must be a distilled ViT: it has no {name}")
     was_training = model.training
     tokens, similarities = model.eval().embed(images), []
     for block in (nn.Identity(), *model.blocks):
@@ -297,10 +298,10 @@ def disagreement(predictions: Mapping[str, Tensor]) -> Tensor:
     """
     if not predictions:
         raise ValueError("predictions must hold at least one classifier's")
-    shapes = {name: tuple(p.shape) for name, p in predictions.items()}
+    shapes = {name: _shape(p) for name, p in predictions.items()}
     first = next(iter(shapes.values()))
     for name, shape in shapes.items():
-        if len(shape) != 1 or shape != first or not shape[0]:
+        if not isinstance(shape, tuple) or len(shape) != 1 or shape != first or not shape[0]:
             raise ValueError(
                 f"predictions must be classes (N,) of the same images, got {shape} for {name!r}"
             )

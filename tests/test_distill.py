@@ -602,6 +602,20 @@ def test_a_runs_folder_teaches_as_it_was_trained(resnet, few, tmp_path):
         assert torch.equal(teacher(images, few.mean, few.std), model(images))
 
 
+def test_a_runs_folder_teaches_no_other_classes(few, tmp_path):
+    """Ten kinds of animals are as many as ten digits."""
+    names = tuple("abcdefghij")
+    other = dataclasses.replace(few, classes=names)
+    plain = dataclasses.replace(SHORT, epochs=1, distill="none")
+    vm.train(student(), other, plain, tmp_path / "run")
+    teacher = vm.load_teacher(tmp_path / "run")
+    assert teacher.classes == names
+    with pytest.raises(ValueError, match="teacher must know the data's classes: '0' is its 'a'"):
+        vm.train(student(), few, SHORT, tmp_path / "taught", teacher=teacher)
+    assert not (tmp_path / "taught" / "config.json").exists()
+    vm.train(student(), other, dataclasses.replace(SHORT, epochs=1), teacher=teacher)
+
+
 # The two heads -----------------------------------------------------------------------------------
 
 

@@ -144,7 +144,8 @@ class Teacher(nn.Module):
 
     Shapes: called with the student's normalised images (B, C, H, W), and the `mean` and `std` that
         they were normalised with, for pixels in [0, 1] -> logits (B, K), float32. `image_size` in
-        pixels, an int or (rows, columns); None: it takes any.
+        pixels, an int or (rows, columns); None: it takes any. `classes` are the names of its K
+        classes, where they are known: `train` refuses a teacher of others.
     Raises: `ValueError` when `mean`, `std` or `image_size` make no sense, or the model gives no
         tensor (B, K).
     Source: Touvron et al. 2021, section 4.
@@ -157,6 +158,7 @@ class Teacher(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         image_size: int | tuple[int, int] | None = None,
+        classes: Sequence[str] | None = None,
     ):
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -171,6 +173,7 @@ class Teacher(nn.Module):
                 f"mean and std must be a number a channel, std positive, got {mean!r} and {std!r}"
             )
         self.image_size = None if image_size is None else as_pair(image_size, "image_size")
+        self.classes = None if classes is None else tuple(classes)
         # A copy: whatever becomes of the model that was given, the teacher stays as it is.
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.eval()

@@ -249,7 +249,7 @@ def has_batch_norm(model: nn.Module) -> bool:
 def build_teach(teacher: Teacher, data: ImageData, trainer: Trainer) -> Teach:
     """Let a teacher answer in the student's way: its device, its precision, compiled or not.
 
-    Raises: `ValueError` when it knows another number of classes, or takes no such images.
+    Raises: `ValueError` when it knows other classes, or takes no such images.
     Chapter: 10
     """
     teacher = copy.deepcopy(teacher).to(trainer.device)
@@ -264,6 +264,10 @@ def build_teach(teacher: Teacher, data: ImageData, trainer: Trainer) -> Teach:
         ) from None
     if given != (1, len(data.classes)):
         raise ValueError(f"teacher must know {len(data.classes)} classes, not {given[-1]}")
+    theirs = getattr(teacher, "classes", None) or data.classes
+    for name, other in zip(data.classes, theirs, strict=True):  # as many may be others
+        if name != other:
+            raise ValueError(f"teacher must know the data's classes: {name!r} is its {other!r}")
     forward: Any = torch.compile(teacher) if trainer.compiled else teacher
 
     def teach(images: Tensor) -> Tensor:

@@ -42,6 +42,14 @@ def test_data_hunger_runs_in_seconds(tmp_path, monkeypatch):
     assert result["seeds"] == [0] and result["curves"]["sizes"] == [40, 120]
 
 
+@pytest.mark.parametrize("name", ["data-hunger-1", "distillation-teachers", "distillation-1"])
+def test_a_part_does_not_lie_where_the_whole_is(name, tmp_path, monkeypatch):
+    """A better or later whole would be lost, and nobody would see that it is a part."""
+    result = rehearse(name, tmp_path, monkeypatch)
+    assert result["name"] == name and [p.stem for p in tmp_path.iterdir()] == [name]
+    assert f"; the first {'0' if 'teachers' in name else '1'} of " in result["data"]
+
+
 SMALL = {"dim": 16, "depth": 1, "num_heads": 2}
 
 
@@ -227,3 +235,10 @@ def test_long_experiments_come_in_parts_that_lead_to_the_whole():
         assert places == sorted(places) and set(parts) <= set(EXPERIMENTS)
     plan = hunger.plan_hunger(PROFILES[2])
     assert len(hunger.rounds_of(plan, PROFILES[2])) == 5  # the last part does the fifth
+
+
+def test_the_book_says_of_each_part_what_the_whole_is_for():
+    course = pytest.importorskip("course")
+    for name in EXPERIMENTS:
+        assert "partial" not in course._purpose(name), name
+    assert course._purpose("data-hunger-1") == course._purpose("data-hunger")

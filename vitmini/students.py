@@ -87,9 +87,9 @@ def plan_students(profile: Profile) -> Plan:
 def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
     """Teach a small ViT in six ways, each over three seeds, two of them for long. Chapter: 10.
 
-    A long schedule's keys end in "_long". `rounds` does the first few alone: a round is a seed of
-    all arms, the last one the long schedule; with 0 there are the teachers alone, under a name of
-    their own. What was trained before is not trained again.
+    A long schedule's keys end in "_long". `rounds` does the first few alone, under a name of their
+    own: a round is a seed of all arms, the last one the long schedule; with 0 there are the
+    teachers alone. What was trained before is not trained again.
     """
     plan = plan_students(profile)
     data = first_images(load_data(plan.student.data), plan.count).to(profile.device)
@@ -98,7 +98,8 @@ def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
         (seed, list(ways), plan.student.epochs)
         for seed in profile.pick(ci=(0,), cpu=(0, 1, 2), gpu=(0, 1, 2))
     ]
-    parts = [*each, (0, ["none", "token"], plan.long)][:rounds]
+    whole = [*each, (0, ["none", "token"], plan.long)]
+    parts = whole[:rounds]
     runs: dict[str, list[dict[str, Any]]] = {}
     with experiment_folder("distillation", profile) as folder:
         teachers = {
@@ -142,7 +143,10 @@ def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
         f"{plan.long} epochs; teachers "
         + ", ".join(f"{c.model}, {c.epochs} epochs" for c in plan.teachers.values())
     )
-    name = "distillation" if parts else "distillation-teachers"
+    name = "distillation"
+    if rounds is not None:
+        name = f"{name}-{rounds or 'teachers'}"
+        words += f"; the first {len(parts)} of {len(whole)} rounds"
     seconds = sum(_seconds(run) for done in runs.values() for run in done)
     seeds = sorted({seed for seed, *_ in parts})
     return new_result(name, profile, profile.device, words, seconds, seeds, metrics, curves)

@@ -200,6 +200,14 @@ def test_a_class_that_the_teacher_rules_out_costs_nothing():
     assert wider.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_a_teacher_that_gives_no_numbers_teaches_nothing(kind):
+    """In 16 bits a large activation can overflow; argmax takes NaN for the most probable class."""
+    a, teacher = logits(1, 2)
+    teacher[2, 3] = math.nan
+    assert vm.distillation_loss(a, teacher, torch.arange(B) % K, kind).isnan()
+
+
 # The teacher -------------------------------------------------------------------------------------
 
 
@@ -528,6 +536,14 @@ def test_two_heads_of_any_module_need_a_teacher(few):
     with pytest.raises(ValueError, match="model must give one tensor of logits"):
         vm.train(TwoHeads(64, 10), few, plain)
     vm.train(TwoHeads(64, 10), few, SHORT, teacher=student())
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_training_stops_where_the_teacher_gives_no_numbers(kind, few):
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.constant_(teacher[1].weight, math.inf)
+    with pytest.raises(FloatingPointError, match="the loss is not finite from step 1"):
+        vm.train(student(), few, dataclasses.replace(SHORT, distill=kind), teacher=teacher)
 
 
 def test_a_student_learns_from_its_teacher_what_its_labels_do_not_say(digits):

@@ -53,6 +53,7 @@ def distillation_loss(
         term = soft_term(distil_logits, teacher_logits, temperature)
     else:
         term = F.cross_entropy(distil_logits, teacher_logits.argmax(dim=1))
+        term = term.masked_fill(teacher_logits.isnan().any(), math.nan)  # argmax would take one
     return (1 - weight) * F.cross_entropy(class_logits, labels) + weight * term
 
 

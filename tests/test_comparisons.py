@@ -161,8 +161,13 @@ def test_distillation_runs_in_seconds(tmp_path, monkeypatch):
 
 
 def test_teachers_alone_have_a_result_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(students, "_seconds", lambda _: 1.5)
     result = rehearse("distillation-teachers", tmp_path, monkeypatch)
     assert set(result["metrics"]) == {"test_accuracy_teacher_resnet", "test_accuracy_teacher_vit"}
+    assert result["seconds"] == 3 and result["seeds"] == [0]
+    for name in ("resnet", "vit"):  # by which one may choose, unlike the test images
+        ((value,),) = result["curves"][f"val_accuracy_teacher_{name}"]
+        assert 0 <= value <= 1
 
 
 def test_teachers_are_trained_once_for_all_students(tmp_path, monkeypatch):

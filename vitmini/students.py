@@ -6,6 +6,7 @@ Chapter: 10.
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,6 +108,7 @@ def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
             for name, config in plan.teachers.items()
         }
         taught = {name: _classify(teacher, data) for name, teacher in teachers.items()}
+        lessons = {name: _read_history(folder / name) for name in teachers}
         for seed, names, epochs in parts:
             for name in names:
                 arm, key = ways[name], name + "_long" * (epochs == plan.long)
@@ -122,7 +124,10 @@ def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
         f"test_accuracy_teacher_{name}": summarize([_share(classes, labels)])
         for name, classes in taught.items()
     }
-    curves: dict[str, Any] = {}
+    curves: dict[str, Any] = {
+        f"val_accuracy_teacher_{name}": [[round(r["val_accuracy"], 4) for r in run["history"]]]
+        for name, run in lessons.items()
+    }
     for key, done in runs.items():
         for head in done[0]["accuracy"]:
             values = [run["accuracy"][head] for run in done]
@@ -147,8 +152,8 @@ def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
     if rounds is not None:
         name = f"{name}-{rounds or 'teachers'}"
         words += f"; the first {len(parts)} of {len(whole)} rounds"
-    seconds = sum(_seconds(run) for done in runs.values() for run in done)
-    seeds = sorted({seed for seed, *_ in parts})
+    seconds = sum(_seconds(run) for done in (lessons.values(), *runs.values()) for run in done)
+    seeds = sorted({seed for seed, *_ in parts} | {c.seed for c in plan.teachers.values()})
     return new_result(name, profile, profile.device, words, seconds, seeds, metrics, curves)
 
 
@@ -166,6 +171,11 @@ def _teach_teacher(config: TrainConfig, data: ImageData, out: Path, device: str)
         history = train(build_model(config, data).to(device), data, config, out, resume=True)
         print(f"teacher {config.model}: test {history[-1]['test_accuracy']:.2%}", flush=True)
     return load_teacher(out).to(device)
+
+
+def _read_history(folder: Path) -> dict[str, Any]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return {"history": [json.loads(line) for line in lines]}
 
 
 def _measure(

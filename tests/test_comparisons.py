@@ -139,6 +139,18 @@ def test_data_hunger_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
         assert key.startswith("seconds") or whole["metrics"][key] == value
 
 
+def test_what_one_profile_trained_is_not_taken_for_anothers(tmp_path, monkeypatch):
+    """Both have a teacher called resnet, and a student none-0."""
+    monkeypatch.chdir(tmp_path)
+    small = students.plan_students(CI)
+    monkeypatch.setattr(students, "plan_students", lambda _: small)
+    students.distillation(Profile("cpu", "cpu"), rounds=0)
+    monkeypatch.setattr(students, "train", lambda *_, **__: pytest.fail("trained again"))
+    students.distillation(Profile("cpu", "cpu"), rounds=0)
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        students.distillation(Profile("gpu", "cpu"), rounds=0)
+
+
 # Distillation ---------------------------------------------------------------------------------
 
 

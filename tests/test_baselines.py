@@ -311,6 +311,25 @@ def test_muon_takes_a_hybrids_blocks_and_refuses_a_resnet(few):
         build_optimizers(fresh(config, few), config)
 
 
+@pytest.mark.parametrize("change", [{"image_size": 16}, {"in_channels": 3}])
+@pytest.mark.parametrize("name", ["resnet_mini", "hybrid_mini", "vit_digits"])
+def test_a_model_for_other_pictures_is_refused(name, change, few, tmp_path):
+    """A ResNet takes any size; then its folder would say the wrong one."""
+    build = vm.create_model if name == "vit_digits" else vm.create_baseline
+    model = build(name, **({"image_size": 8, "in_channels": 1} | change))
+    wanted = "1x16x16" if "image_size" in change else "3x8x8"
+    words = f"model must take the data's images, 1x8x8, got one for {wanted}"
+    with pytest.raises(ValueError, match=words):
+        vm.train(model, few, dataclasses.replace(SHORT, epochs=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_flops_are_counted_of_configurations():
+    for given in (None, "vit_cifar", vm.create_baseline("resnet_mini")):
+        with pytest.raises(ValueError, match="config must be one of ViTConfig, ResNetConfig"):
+            vm.training_flops(given)
+
+
 def test_any_module_trains_but_only_vitminis_are_kept(few, tmp_path):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))

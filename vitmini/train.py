@@ -36,6 +36,7 @@ from vitmini.convert import one_line
 from vitmini.data import ImageData, fits_on, take_batches
 from vitmini.distill import Teacher, distillation_loss
 from vitmini.optim import Trainer, build_trainer, learning_rate_at
+from vitmini.patches import as_pair
 from vitmini.recipes import TrainConfig
 from vitmini.runs import check_run, lock_run, open_run, save_epoch, save_weights
 
@@ -87,6 +88,7 @@ def train(
             f"model must have a class for each of the data's {len(data.classes)}, got "
             f"num_classes={known}"
         )
+    _check_size(model, data)
     if teacher is None and getattr(getattr(model, "config", None), "distilled", False):
         raise ValueError("model must have one head: distilled=True needs a teacher to learn from")
     if teacher is None and config.distill != "none":
@@ -137,6 +139,20 @@ def _check_data(model: nn.Module, data: ImageData) -> None:
             raise ValueError(
                 f"{part}_labels must be from 0 to {classes - 1}, got {int(least)} to {int(largest)}"
             )
+
+
+def _check_size(model: nn.Module, data: ImageData) -> None:
+    """Refuse pictures of another size: a ResNet takes them, and its folder would say the wrong."""
+    config: Any = getattr(model, "config", None)
+    if not (hasattr(config, "image_size") and hasattr(config, "in_channels")):
+        return
+    wanted = (config.in_channels, *as_pair(config.image_size, "image_size"))
+    given = tuple(data.train_images.shape[1:])
+    if given != wanted:
+        raise ValueError(
+            f"model must take the data's images, {'x'.join(map(str, given))}, got one for "
+            f"{'x'.join(map(str, wanted))}"
+        )
 
 
 def _train(

@@ -302,10 +302,13 @@ def disagreement(predictions: Mapping[str, Tensor]) -> Tensor:
     """
     if not predictions:
         raise ValueError("predictions must hold at least one classifier's")
-    shapes = {name: _shape(p) for name, p in predictions.items()}
+    for name, p in predictions.items():
+        if not isinstance(p, Tensor):
+            raise ValueError(f"predictions must be tensors, got {type(p).__name__} for {name!r}")
+    shapes = {name: tuple(p.shape) for name, p in predictions.items()}
     first = next(iter(shapes.values()))
     for name, shape in shapes.items():
-        if not isinstance(shape, tuple) or len(shape) != 1 or shape != first or not shape[0]:
+        if len(shape) != 1 or shape != first or not shape[0]:
             raise ValueError(
                 f"predictions must be classes (N,) of the same images, got {shape} for {name!r}"
             )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,9 @@ def mend_html(app: Sphinx, error: Exception | None) -> None:
 
 
 def _purpose(name: str) -> str:
-    words = (EXPERIMENTS[name].__doc__ or "").split("\n")[0].split(" Chapter:")[0]
+    experiment = EXPERIMENTS[name]  # a part is a partial function, whose own words say that
+    told = getattr(experiment, "func", experiment).__doc__ or ""
+    words = told.split("\n")[0].split(" Chapter:")[0]
     return words.replace("`", "")
 
 
@@ -163,12 +166,16 @@ class StoredResults(SphinxDirective):
 
 
 class StillToMeasure(SphinxDirective):
-    """The experiments that have no stored result yet, each with the command that measures it."""
+    """The experiments that have no stored result yet, each with the command that measures it.
+
+    Parts of an experiment are measured on the way to the whole.
+    """
 
     def run(self) -> list[nodes.Node]:
         self.env.note_reread()  # a new file changes the list
         rows = [("experiment", "what it measures", "command")]
-        for name in sorted(set(EXPERIMENTS) - set(_results())):
+        whole = {name for name, run in EXPERIMENTS.items() if not isinstance(run, partial)}
+        for name in sorted(whole - set(_results())):
             rows.append((name, _purpose(name), f"python -m vitmini experiment {name}"))
         if len(rows) == 1:
             return [nodes.paragraph(text="Nothing: every experiment has a stored result.")]

@@ -159,9 +159,10 @@ def run(part: str, arguments: list[str], env: Mapping[str, str], limit: float) -
 def gather(out: Path) -> None:
     """Copy logs, parts and weights to `out`; checkpoints are large, and only for going on."""
     for path in sorted(WORK.rglob("*")):
-        kept = path.is_file() and path.name != "checkpoint.pt" and "cache" not in str(path)
+        own = path.relative_to(WORK)  # the checkout itself may lie in a cache
+        kept = path.is_file() and path.name != "checkpoint.pt" and "cache" not in str(own)
         if kept and not path.name.startswith("."):
-            target = out / path.relative_to(WORK)
+            target = out / own
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
 

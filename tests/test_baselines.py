@@ -169,6 +169,7 @@ def test_the_vits_have_their_list_and_the_baselines_theirs():
         ("resnet18_cifar", {"stages": (10**9,)}, "stages must be one to four"),
         ("resnet18_cifar", {"stages": 2}, "stages must be one to four"),
         ("resnet18_cifar", {"block": "wide"}, "block must be one of basic, bottleneck"),
+        ("resnet18_cifar", {"block": ["basic"]}, "block must be one of basic, bottleneck"),
         ("resnet18_cifar", {"stem_stride": 0}, "stem_stride must be a positive int"),
         ("resnet18_cifar", {"num_classes": 2.0}, "num_classes must be a positive int"),
         ("resnet18_cifar", {"image_size": 0}, "image_size must be"),
@@ -308,6 +309,25 @@ def test_muon_takes_a_hybrids_blocks_and_refuses_a_resnet(few):
     assert len(muon.param_groups[0]["params"]) == 4
     with pytest.raises(ValueError, match="optimizer must be adamw or sgd"):
         build_optimizers(fresh(config, few), config)
+
+
+@pytest.mark.parametrize("change", [{"image_size": 16}, {"in_channels": 3}])
+@pytest.mark.parametrize("name", ["resnet_mini", "hybrid_mini", "vit_digits"])
+def test_a_model_for_other_pictures_is_refused(name, change, few, tmp_path):
+    """A ResNet takes any size; then its folder would say the wrong one."""
+    build = vm.create_model if name == "vit_digits" else vm.create_baseline
+    model = build(name, **({"image_size": 8, "in_channels": 1} | change))
+    wanted = "1x16x16" if "image_size" in change else "3x8x8"
+    words = f"model must take the data's images, 1x8x8, got one for {wanted}"
+    with pytest.raises(ValueError, match=words):
+        vm.train(model, few, dataclasses.replace(SHORT, epochs=1), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_flops_are_counted_of_configurations():
+    for given in (None, "vit_cifar", vm.create_baseline("resnet_mini")):
+        with pytest.raises(ValueError, match="config must be one of ViTConfig, ResNetConfig"):
+            vm.training_flops(given)
 
 
 def test_any_module_trains_but_only_vitminis_are_kept(few, tmp_path):

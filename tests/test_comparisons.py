@@ -42,6 +42,14 @@ def test_data_hunger_runs_in_seconds(tmp_path, monkeypatch):
     assert result["seeds"] == [0] and result["curves"]["sizes"] == [40, 120]
 
 
+@pytest.mark.parametrize("name", ["data-hunger-1", "distillation-teachers", "distillation-1"])
+def test_a_part_does_not_lie_where_the_whole_is(name, tmp_path, monkeypatch):
+    """A better or later whole would be lost, and nobody would see that it is a part."""
+    result = rehearse(name, tmp_path, monkeypatch)
+    assert result["name"] == name and [p.stem for p in tmp_path.iterdir()] == [name]
+    assert f"; the first {'0' if 'teachers' in name else '1'} of " in result["data"]
+
+
 SMALL = {"dim": 16, "depth": 1, "num_heads": 2}
 
 
@@ -131,6 +139,18 @@ def test_data_hunger_goes_on_where_it_was_cut_off(tmp_path, monkeypatch):
         assert key.startswith("seconds") or whole["metrics"][key] == value
 
 
+def test_what_one_profile_trained_is_not_taken_for_anothers(tmp_path, monkeypatch):
+    """Both have a teacher called resnet, and a student none-0."""
+    monkeypatch.chdir(tmp_path)
+    small = students.plan_students(CI)
+    monkeypatch.setattr(students, "plan_students", lambda _: small)
+    students.distillation(Profile("cpu", "cpu"), rounds=0)
+    monkeypatch.setattr(students, "train", lambda *_, **__: pytest.fail("trained again"))
+    students.distillation(Profile("cpu", "cpu"), rounds=0)
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        students.distillation(Profile("gpu", "cpu"), rounds=0)
+
+
 # Distillation ---------------------------------------------------------------------------------
 
 
@@ -153,8 +173,13 @@ def test_distillation_runs_in_seconds(tmp_path, monkeypatch):
 
 
 def test_teachers_alone_have_a_result_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(students, "_seconds", lambda _: 1.5)
     result = rehearse("distillation-teachers", tmp_path, monkeypatch)
     assert set(result["metrics"]) == {"test_accuracy_teacher_resnet", "test_accuracy_teacher_vit"}
+    assert result["seconds"] == 3 and result["seeds"] == [0]
+    for name in ("resnet", "vit"):  # by which one may choose, unlike the test images
+        ((value,),) = result["curves"][f"val_accuracy_teacher_{name}"]
+        assert 0 <= value <= 1
 
 
 def test_teachers_are_trained_once_for_all_students(tmp_path, monkeypatch):
@@ -227,3 +252,10 @@ def test_long_experiments_come_in_parts_that_lead_to_the_whole():
         assert places == sorted(places) and set(parts) <= set(EXPERIMENTS)
     plan = hunger.plan_hunger(PROFILES[2])
     assert len(hunger.rounds_of(plan, PROFILES[2])) == 5  # the last part does the fifth
+
+
+def test_the_book_says_of_each_part_what_the_whole_is_for():
+    course = pytest.importorskip("course")
+    for name in EXPERIMENTS:
+        assert "partial" not in course._purpose(name), name
+    assert course._purpose("data-hunger-1") == course._purpose("data-hunger")

@@ -151,6 +151,14 @@ def test_the_default_is_soft_at_temperature_three():
         ({"student_logits": (torch.zeros(B, K),)}, "student_logits must be one tensor or two"),
         ({"labels": torch.zeros(B - 1, dtype=torch.int64)}, "labels must be"),
         ({"labels": torch.zeros(B, K + 1)}, "labels must be"),
+        ({"weight": "0.5"}, r"weight must be in \[0, 1\], got '0.5'"),
+        ({"temperature": None}, "temperature must be positive and finite, got None"),
+        ({"kind": "hard", "temperature": math.nan}, "temperature must be"),
+        ({"student_logits": None}, "student_logits must be"),
+        ({"teacher_logits": [0.0]}, "student_logits must be .* and a list"),
+        ({"labels": [0] * B}, r"labels must be \(B,\) or \(B, K\), got a list"),
+        ({"labels": torch.zeros(B)}, "labels must be int64"),
+        ({"labels": torch.zeros(B, K, dtype=torch.int64)}, "labels must be .*float"),
     ],
 )
 def test_what_the_loss_cannot_mean_is_refused(change, words):
@@ -158,6 +166,46 @@ def test_what_the_loss_cannot_mean_is_refused(change, words):
     given["labels"] = torch.zeros(B, dtype=torch.int64)
     with pytest.raises(ValueError, match=words):
         vm.distillation_loss(**(given | change))
+
+
+def test_the_soft_term_compares_no_other_shapes():
+    """(B, 1) would be spread over the classes without a word."""
+    for shape in ((B, 1), (1, K), (B, K, 1), (0, K)):
+        with pytest.raises(ValueError, match="student_logits must be"):
+            vm.soft_term(torch.zeros(B, K), torch.zeros(shape))
+    with pytest.raises(ValueError, match="student_logits must be"):
+        vm.soft_term(torch.zeros(0, K), torch.zeros(0, K))
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_loss_of_16_bit_logits_is_computed_in_32(kind, dtype):
+    a, b, teacher = (x.to(dtype) for x in logits(1, 2, 3))
+    labels = torch.arange(B) % K
+    ours = vm.distillation_loss((a, b), teacher, labels, kind)
+    wanted = by_hand((a, b), teacher, labels, kind, 3.0, 0.5)
+    assert ours.dtype == torch.float32 and ours.item() == pytest.approx(wanted, rel=1e-5)
+    far = torch.tensor([[6e4, -6e4]]).to(dtype)  # their difference is no number of float16
+    assert vm.distillation_loss(far, -far, labels[:1], kind).isfinite()
+
+
+def test_a_class_that_the_teacher_rules_out_costs_nothing():
+    a, teacher = logits(1, 2)
+    ruled_out = torch.cat([teacher, torch.full((B, 1), -math.inf, dtype=torch.float64)], dim=1)
+    wider = torch.cat([a, a[:, :1]], dim=1).requires_grad_()
+    found = vm.soft_term(wider, ruled_out, 2.0)
+    p, q = (teacher / 2).softmax(1), (wider / 2).log_softmax(1)[:, :K]
+    assert found.item() == pytest.approx(4 * (p * (p.log() - q)).sum().item() / B, rel=1e-12)
+    found.backward()
+    assert wider.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_a_teacher_that_gives_no_numbers_teaches_nothing(kind):
+    """In 16 bits a large activation can overflow; argmax takes NaN for the most probable class."""
+    a, teacher = logits(1, 2)
+    teacher[2, 3] = math.nan
+    assert vm.distillation_loss(a, teacher, torch.arange(B) % K, kind).isnan()
 
 
 # The teacher -------------------------------------------------------------------------------------
@@ -204,6 +252,8 @@ def test_a_teacher_sees_pictures_in_its_own_size():
     flat = torch.full((2, 1, 8, 8), 0.25)
     assert torch.allclose(teacher(flat, (0.0,), (1.0,)), torch.full((2, 1), 0.25))
     assert teacher.model.size == (12, 16)
+    listed = Teacher(MeanPixel(), (0.0,), (1.0,), image_size=[12, 16])  # as JSON has it
+    assert listed.identity() == teacher.identity()
     assert torch.equal(
         Teacher(nn.Flatten(), (0.0,), (1.0,), 8)(flat, (0.0,), (1.0,)), flat[:, 0].flatten(1)
     )
@@ -231,6 +281,13 @@ def test_a_teacher_is_a_frozen_copy_in_evaluation_mode():
         ((nn.Identity(), (0.0, 0.0), (1.0,)), "mean and std must be"),
         ((nn.Identity(), (0.0,), (0.0,)), "mean and std must be"),
         ((nn.Identity(), (), ()), "mean and std must be"),
+        ((nn.Identity(), 0.5, 0.5), "mean and std must be a number a channel.*got 0.5 and 0.5"),
+        ((nn.Identity(), ("a",), (1.0,)), "mean and std must be"),
+        ((nn.Identity(), (math.nan,), (1.0,)), "mean and std must be"),
+        ((nn.Identity(), (0.0,), (math.inf,)), "mean and std must be"),
+        ((nn.Identity(), (0.0,), (1.0,), 0), "image_size must be a positive int or a pair"),
+        ((nn.Identity(), (0.0,), (1.0,), "8"), "image_size must be"),
+        ((nn.Identity(), (0.0,), (1.0,), (8,)), "image_size must be"),
     ],
 )
 def test_what_cannot_teach_is_refused(arguments, words):
@@ -253,6 +310,25 @@ def test_a_teachers_identity_is_that_of_what_it_teaches():
     model[2].running_mean += 1
     others.append(Teacher(model, (0.5,), (1.0,)))
     assert len({t.identity()["sha256"] for t in others} | {same["sha256"]}) == 4
+
+
+@pytest.mark.parametrize(
+    ("build", "one", "other"),
+    [
+        (vm.create_model, {"name": "vit_digits"}, {"num_heads": 2}),
+        (vm.create_baseline, {"name": "resnet_mini"}, {"stem_stride": 1}),
+    ],
+)
+def test_teachers_of_equal_weights_that_compute_something_else_are_two(build, one, other):
+    model, twin = build(**one), build(**one, **other)
+    twin.load_state_dict(model.state_dict())
+    first, second = (Teacher(m, (0.5,), (1.0,)).identity() for m in (model, twin))
+    assert first != second and Teacher(build(**one), (0.5,), (1.0,)).identity() != first
+    assert Teacher(copy.deepcopy(model), (0.5,), (1.0,)).identity() == first
+    model.config = object()  # a foreign one is written as its address
+    again = Teacher(model, (0.5,), (1.0,)).identity()
+    model.config = object()
+    assert Teacher(model, (0.5,), (1.0,)).identity() == again
 
 
 # Training ----------------------------------------------------------------------------------------
@@ -424,6 +500,7 @@ def test_a_weight_of_zero_is_training_without_a_teacher(resnet, few):
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 7)), "teacher must know 10 classes, not 7"),
         (nn.Sequential(nn.Flatten(), nn.Linear(9, 10)), "teacher must take images of 1x8x8"),
         (nn.Identity(), "one tensor of logits"),
+        (nn.Bilinear(2, 2, 2), "teacher must take images of 1x8x8.*: .*argument"),
         ("runs/teacher", "model must be a torch.nn.Module, got str"),
         (None, "teacher must be given: the recipe's distill is 'hard'"),
     ],
@@ -434,6 +511,39 @@ def test_a_teacher_that_does_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=words):
         vm.train(student(), few, SHORT, tmp_path / "run", teacher=teacher)
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_others_vits_say_which_size_they_take(few):
+    """timm and torchvision assert it, which is no RuntimeError."""
+    timm = pytest.importorskip("timm")
+    theirs = timm.models.VisionTransformer(
+        img_size=16, patch_size=8, num_classes=10, embed_dim=32, depth=1, num_heads=2
+    )
+    words = r"teacher must take images of 1x8x8, or be a Teacher\(.*image_size\).*: .*height"
+    with pytest.raises(ValueError, match=words):
+        vm.train(student(), few, SHORT, teacher=Teacher(theirs, (0.5,) * 3, (0.5,) * 3))
+    own, config = student(), dataclasses.replace(SHORT, epochs=1)
+    vm.train(own, few, config, teacher=Teacher(theirs, (0.5,) * 3, (0.5,) * 3, 16))
+
+
+def test_two_heads_of_any_module_need_a_teacher(few):
+    class TwoHeads(nn.Linear):
+        def forward(self, images):
+            logits = super().forward(images.flatten(1))
+            return (logits, logits) if self.training else logits
+
+    plain = dataclasses.replace(SHORT, distill="none")
+    with pytest.raises(ValueError, match="model must give one tensor of logits"):
+        vm.train(TwoHeads(64, 10), few, plain)
+    vm.train(TwoHeads(64, 10), few, SHORT, teacher=student())
+
+
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_training_stops_where_the_teacher_gives_no_numbers(kind, few):
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.constant_(teacher[1].weight, math.inf)
+    with pytest.raises(FloatingPointError, match="the loss is not finite from step 1"):
+        vm.train(student(), few, dataclasses.replace(SHORT, distill=kind), teacher=teacher)
 
 
 def test_a_student_learns_from_its_teacher_what_its_labels_do_not_say(digits):
@@ -508,6 +618,20 @@ def test_a_runs_folder_teaches_as_it_was_trained(resnet, few, tmp_path):
         assert torch.equal(teacher(images, few.mean, few.std), model(images))
 
 
+def test_a_runs_folder_teaches_no_other_classes(few, tmp_path):
+    """Ten kinds of animals are as many as ten digits."""
+    names = tuple("abcdefghij")
+    other = dataclasses.replace(few, classes=names)
+    plain = dataclasses.replace(SHORT, epochs=1, distill="none")
+    vm.train(student(), other, plain, tmp_path / "run")
+    teacher = vm.load_teacher(tmp_path / "run")
+    assert teacher.classes == names
+    with pytest.raises(ValueError, match="teacher must know the data's classes: '0' is its 'a'"):
+        vm.train(student(), few, SHORT, tmp_path / "taught", teacher=teacher)
+    assert not (tmp_path / "taught" / "config.json").exists()
+    vm.train(student(), other, dataclasses.replace(SHORT, epochs=1), teacher=teacher)
+
+
 # The two heads -----------------------------------------------------------------------------------
 
 
@@ -560,6 +684,10 @@ def test_timms_distilled_model_is_measured_too(few):
     own.load_state_dict(theirs.state_dict())
     for name, classes in vm.predict_heads(theirs, few).items():
         assert torch.equal(classes, vm.predict_heads(own, few)[name])
+    theirs.train()
+    with pytest.raises(ValueError, match="model must be a distilled ViT: it has no embed"):
+        vm.token_similarity(theirs, few.normalize(few.test_images))
+    assert theirs.training
 
 
 def test_the_tokens_are_compared_layer_by_layer(few):
@@ -583,6 +711,6 @@ def test_disagreement_counts_pairs_that_differ():
     )
     wanted = [[0, 0.25, 0.5], [0.25, 0, 0.25], [0.5, 0.25, 0]]
     assert torch.equal(found, torch.tensor(wanted, dtype=torch.float64))
-    for bad in ({}, {"a": labels, "b": labels[:3]}, {"a": torch.zeros(4, 2)}):
+    for bad in ({}, {"a": labels, "b": labels[:3]}, {"a": torch.zeros(4, 2)}, {"a": [0, 1]}):
         with pytest.raises(ValueError, match="predictions must"):
             vm.disagreement(bad)

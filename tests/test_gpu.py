@@ -130,6 +130,16 @@ def test_everything_is_gathered_in_one_place(work, tmp_path, monkeypatch):
     }
 
 
+def test_a_checkout_in_a_cache_is_gathered_too(tmp_path, monkeypatch):
+    folder = tmp_path / "cache" / "runs"
+    (folder / "torch-cache").mkdir(parents=True)
+    for path in (folder / "kept.json", folder / "torch-cache" / "left"):
+        path.write_text("x")
+    monkeypatch.setattr(gpu, "WORK", folder)
+    gpu.gather(tmp_path / "out")
+    assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["kept.json"]
+
+
 def test_the_tests_of_the_device_need_no_package_of_the_book(work, monkeypatch):
     """They run without the course's own settings, in an empty folder."""
     work.mkdir()

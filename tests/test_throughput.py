@@ -84,8 +84,10 @@ def test_a_models_share_is_its_training_flops_over_the_rate():
             model_share(config, 1000.0, value)
         with pytest.raises(ValueError, match="images_per_second must be a positive number"):
             model_share(config, value, 1e12)
-    with pytest.raises(ValueError, match="model must be a ViT or a ViTConfig, got 'vit'"):
+    with pytest.raises(ValueError, match="model must be a ViT or a ViTConfig, got str"):
         model_share("vit", 1000.0, 1e12)
+    with pytest.raises(ValueError, match=r"got Hybrid$"):  # not all of its layers
+        model_share(vm.create_baseline("hybrid_mini"), 1000.0, 1e12)
 
 
 def test_the_loop_that_is_measured_is_the_one_that_trains(few, monkeypatch):

@@ -44,7 +44,7 @@ class ResNetConfig:
         for name in ("in_channels", "num_classes", "stem_stride"):
             if not _is_count(getattr(self, name)):
                 raise ValueError(f"{name} must be a positive int, got {getattr(self, name)!r}")
-        if self.block not in _EXPANSION:
+        if self.block not in tuple(_EXPANSION):  # a list has no hash
             raise ValueError(f"block must be one of {', '.join(_EXPANSION)}, got {self.block!r}")
         listed = isinstance(self.stages, (tuple, list)) and 1 <= len(self.stages) <= 4
         if not listed or not all(_is_count(n) and n <= 100 for n in self.stages):
@@ -113,6 +113,7 @@ class HybridConfig:
 
 
 AnyConfig = ViTConfig | ResNetConfig | HybridConfig
+_CONFIGS = ("ViTConfig", "ResNetConfig", "HybridConfig")  # a notebook may define its own
 _KINDS: dict[str, Any] = {"resnet": ResNetConfig, "hybrid": HybridConfig}
 
 
@@ -270,7 +271,7 @@ def model_config(model: nn.Module) -> AnyConfig:
     Chapter: 8
     """
     config: Any = getattr(model, "config", None)
-    if type(config).__name__ not in ("ViTConfig", "ResNetConfig", "HybridConfig"):
+    if type(config).__name__ not in _CONFIGS:
         raise ValueError(
             f"model must be one that vitmini built, to be kept in a folder; got "
             f"{type(model).__name__}: train it without out"
@@ -308,8 +309,13 @@ def training_flops(config: AnyConfig) -> int:
     Units: matrix products and convolutions alone, a multiply-add counted as two, as `count_flops`.
         It is a little less than three times the forward pass: nothing asks for the gradient of
         the image.
+    Raises: `ValueError` when it is no configuration.
     Chapter: 8
     """
+    if type(config).__name__ not in _CONFIGS:
+        raise ValueError(
+            f"config must be one of {', '.join(_CONFIGS)}, got {type(config).__name__}"
+        )
     rows, columns = as_pair(config.image_size, "image_size")
     with torch.device("meta"), torch.random.fork_rng([]):  # no memory, no time, no random numbers
         model = build_network(config).eval()  # one image has no batch statistics

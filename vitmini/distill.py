@@ -6,14 +6,18 @@ Chapter: 10.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from vitmini.patches import as_pair
 
 if TYPE_CHECKING:
     from vitmini.data import ImageData
@@ -41,27 +45,15 @@ def distillation_loss(
     Source: Touvron et al. 2021, eq. 2 and 3; Hinton et al. 2015.
     Chapter: 10
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if not 0 <= weight <= 1:
-        raise ValueError(f"weight must be in [0, 1], got {weight!r}")
-    if isinstance(student_logits, Tensor):
-        student_logits = student_logits, student_logits
-    if len(student_logits) != 2:
-        raise ValueError(f"student_logits must be one tensor or two, got {len(student_logits)}")
-    class_logits, distil_logits = student_logits
-    for logits in student_logits:
-        if logits.ndim != 2 or logits.shape != teacher_logits.shape:
-            raise ValueError(
-                f"student_logits must be (B, K) like teacher_logits, got {tuple(logits.shape)} "
-                f"and {tuple(teacher_logits.shape)}"
-            )
-    if labels.shape not in (teacher_logits.shape, teacher_logits.shape[:1]):
-        raise ValueError(f"labels must be (B,) or (B, K), got {tuple(labels.shape)}")
+    both = isinstance(student_logits, (tuple, list))
+    pair = tuple(student_logits) if both else (student_logits, student_logits)
+    check_loss(pair, teacher_logits, labels, kind, temperature, weight)
+    class_logits, distil_logits = map(at_least_float32, pair)
     if kind == "soft":
         term = soft_term(distil_logits, teacher_logits, temperature)
     else:
         term = F.cross_entropy(distil_logits, teacher_logits.argmax(dim=1))
+        term = term.masked_fill(teacher_logits.isnan().any(), math.nan)  # argmax would take one
     return (1 - weight) * F.cross_entropy(class_logits, labels) + weight * term
 
 
@@ -70,15 +62,64 @@ def soft_term(student_logits: Tensor, teacher_logits: Tensor, temperature: float
 
     The square keeps the gradient's size: softening divides it by about T².
     Shapes: logits (B, K) -> (), summed over classes, averaged over the batch, in nats.
-    Raises: `ValueError` when `temperature` is not positive and finite.
+    Raises: `ValueError` when `temperature` is not positive and finite, or the shapes differ.
     Source: Touvron et al. 2021, eq. 2, second part; Hinton et al. 2015, section 2.
     Chapter: 10
     """
-    if not (temperature > 0 and math.isfinite(temperature)):
+    check_loss((student_logits,), teacher_logits, temperature=temperature)
+    student = F.log_softmax(at_least_float32(student_logits) / temperature, dim=1)
+    teacher = F.log_softmax(at_least_float32(teacher_logits.detach()) / temperature, dim=1)
+    gap = (teacher - student).masked_fill(teacher == -math.inf, 0.0)  # 0 log 0 is 0
+    return (teacher.exp() * gap).sum() / len(gap) * temperature**2
+
+
+def check_loss(
+    student_logits: Sequence[Tensor],
+    teacher_logits: Tensor,
+    labels: Tensor | None = None,
+    kind: str = "soft",
+    temperature: float = 3.0,
+    weight: float = 0.5,
+) -> None:
+    """Refuse what `distillation_loss` and `soft_term` cannot mean.
+
+    Raises: `ValueError`, with the argument's name.
+    Chapter: 10
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
+    if not (isinstance(weight, Real) and 0 <= weight <= 1):
+        raise ValueError(f"weight must be in [0, 1], got {weight!r}")
+    if not (isinstance(temperature, Real) and 0 < temperature < math.inf):
         raise ValueError(f"temperature must be positive and finite, got {temperature!r}")
-    student = F.log_softmax(student_logits / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    if labels is not None and len(student_logits) != 2:
+        raise ValueError(f"student_logits must be one tensor or two, got {len(student_logits)}")
+    for logits in student_logits:
+        found = [_shape(logits), _shape(teacher_logits)]
+        if len(found[0]) != 2 or found[0] != found[1] or 0 in found[0]:
+            raise ValueError(
+                "student_logits must be (B, K) like teacher_logits, got "
+                + " and ".join(map(str, found))
+            )
+    if labels is None:
+        return
+    B, K = teacher_logits.shape
+    if _shape(labels) not in ((B,), (B, K)):
+        raise ValueError(f"labels must be (B,) or (B, K), got {_shape(labels)}")
+    if (labels.dtype != torch.int64) if labels.ndim == 1 else not labels.is_floating_point():
+        raise ValueError(f"labels must be int64 (B,) or float (B, K), got {labels.dtype}")
+
+
+def _shape(value: Any) -> tuple[int, ...] | str:
+    return tuple(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Leave logits as they are, but for 16 bits: a loss in these has two or three digits.
+
+    Chapter: 10
+    """
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def soft_term_of_deits_code(
@@ -104,8 +145,10 @@ class Teacher(nn.Module):
 
     Shapes: called with the student's normalised images (B, C, H, W), and the `mean` and `std` that
         they were normalised with, for pixels in [0, 1] -> logits (B, K), float32. `image_size` in
-        pixels, an int or (rows, columns); None: it takes any.
-    Raises: `ValueError` when `mean` or `std` make no sense, or the model gives no tensor (B, K).
+        pixels, an int or (rows, columns); None: it takes any. `classes` are the names of its K
+        classes, where they are known: `train` refuses a teacher of others.
+    Raises: `ValueError` when `mean`, `std` or `image_size` make no sense, or the model gives no
+        tensor (B, K).
     Source: Touvron et al. 2021, section 4.
     Chapter: 10
     """
@@ -116,16 +159,22 @@ class Teacher(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         image_size: int | tuple[int, int] | None = None,
+        classes: Sequence[str] | None = None,
     ):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise ValueError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
-        if len(self.mean) != len(self.std) or not self.mean or not all(s > 0 for s in self.std):
+        try:
+            self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        except (TypeError, ValueError):
+            self.mean, self.std = (), ()
+        known = self.mean and all(map(math.isfinite, (*self.mean, *self.std)))
+        if not known or len(self.mean) != len(self.std) or min(self.std) <= 0:
             raise ValueError(
-                f"mean and std must be a number a channel, std positive, got {mean} and {std}"
+                f"mean and std must be a number a channel, std positive, got {mean!r} and {std!r}"
             )
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        self.image_size = None if image_size is None else as_pair(image_size, "image_size")
+        self.classes = None if classes is None else tuple(classes)
         # A copy: whatever becomes of the model that was given, the teacher stays as it is.
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.eval()
@@ -156,11 +205,15 @@ class Teacher(nn.Module):
         return logits.float()
 
     def identity(self) -> dict[str, Any]:
-        """Say which teacher this is: its class, and a hash of all that decides its logits.
+        """Say which teacher this is: its class, and a hash of what decides its logits.
 
-        Two teachers of one hash teach the same. Chapter: 10.
+        That is how it sees pictures, its weights, and its configuration where vitmini built it:
+        heads or strides change the logits, but no shape. Chapter: 10.
         """
-        digest = hashlib.sha256(repr((self.mean, self.std, self.image_size)).encode())
+        config = getattr(self.model, "config", None)
+        known = dataclasses.is_dataclass(config)  # another object may be written as its address
+        seen = (self.mean, self.std, self.image_size, config if known else None)
+        digest = hashlib.sha256(repr(seen).encode())
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
@@ -226,8 +279,9 @@ def token_similarity(model: Any, images: Tensor) -> Tensor:
     Source: Touvron et al. 2021, section 4 (0.06 between the learned tokens, 0.93 in the end).
     Chapter: 10
     """
-    if not hasattr(model, "dist_token"):
-        raise ValueError("model must be a distilled ViT: it has no dist_token")
+    for name in ("dist_token", "embed"):  # timm's has the one and not the other
+        if not hasattr(model, name):
+            raise ValueError(f"model must be a distilled ViT: it has no {name}")
     was_training = model.training
     tokens, similarities = model.eval().embed(images), []
     for block in (nn.Identity(), *model.blocks):
@@ -248,6 +302,9 @@ def disagreement(predictions: Mapping[str, Tensor]) -> Tensor:
     """
     if not predictions:
         raise ValueError("predictions must hold at least one classifier's")
+    for name, p in predictions.items():
+        if not isinstance(p, Tensor):
+            raise ValueError(f"predictions must be tensors, got {type(p).__name__} for {name!r}")
     shapes = {name: tuple(p.shape) for name, p in predictions.items()}
     first = next(iter(shapes.values()))
     for name, shape in shapes.items():

@@ -101,8 +101,9 @@ def rounds_of(plan: Plan, profile: Profile) -> list[Round]:
 def data_hunger(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
     """Train a ViT, a hybrid and a ResNet on more and more images, all for as long. Chapter: 8.
 
-    A model's keys are augmentation_model_images_epochs. `rounds` does the first few alone; what
-    was trained before is not trained again.
+    A model's keys are augmentation_model_images_epochs. `rounds` does the first few alone, under a
+    name of their own: a part must not lie where the whole is. What was trained before is not
+    trained again.
     """
     plan = plan_hunger(profile)
     parts = rounds_of(plan, profile)[:rounds]
@@ -142,9 +143,11 @@ def data_hunger(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
         f"smaller set several times; none held out; {len(whole.test_labels):,} test images; "
         + ", ".join(f"{key}: {preset}" for key, (preset, _) in plan.models.items())
     )
-    return new_result(
-        "data-hunger", profile, profile.device, words, seconds, seeds, metrics, curves
-    )
+    name = "data-hunger"
+    if rounds is not None:
+        name = f"{name}-{rounds}"
+        words += f"; the first {len(parts)} of {len(rounds_of(plan, profile))} rounds"
+    return new_result(name, profile, profile.device, words, seconds, seeds, metrics, curves)
 
 
 def configure(plan: Plan, model: str, augmentation: str, seed: int, epochs: int) -> TrainConfig:

@@ -163,7 +163,7 @@ def code_version() -> str:
 
 @contextmanager
 def experiment_folder(name: str, profile: Profile) -> Iterator[Path]:
-    """Where parts are kept, so that a second call goes on: one folder for each version.
+    """Where parts are kept, so that a second call goes on: one for each profile and version.
 
     Chapter: 7
     """
@@ -171,7 +171,8 @@ def experiment_folder(name: str, profile: Profile) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
     else:
-        yield Path("runs", "experiments", f"{name}-{code_version().replace(' ', '-')}")
+        version = code_version().replace(" ", "-")
+        yield Path("runs", "experiments", f"{name}-{profile.name}-{version}")
 
 
 def keep(path: Path, measure: Callable[[], Any]) -> Any:

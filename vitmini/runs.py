@@ -279,7 +279,7 @@ def load_teacher(folder: str | Path) -> Teacher:
     """
     model, description = load_run(folder)
     data = description["data"]
-    return Teacher(model, data["mean"], data["std"], model.config.image_size)
+    return Teacher(model, data["mean"], data["std"], model.config.image_size, data["classes"])
 
 
 def _check_data(description: dict[str, Any], config: AnyConfig) -> None:

@@ -6,6 +6,7 @@ Chapter: 10.
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,9 +88,9 @@ def plan_students(profile: Profile) -> Plan:
 def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
     """Teach a small ViT in six ways, each over three seeds, two of them for long. Chapter: 10.
 
-    A long schedule's keys end in "_long". `rounds` does the first few alone: a round is a seed of
-    all arms, the last one the long schedule; with 0 there are the teachers alone, under a name of
-    their own. What was trained before is not trained again.
+    A long schedule's keys end in "_long". `rounds` does the first few alone, under a name of their
+    own: a round is a seed of all arms, the last one the long schedule; with 0 there are the
+    teachers alone. What was trained before is not trained again.
     """
     plan = plan_students(profile)
     data = first_images(load_data(plan.student.data), plan.count).to(profile.device)
@@ -98,7 +99,8 @@ def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
         (seed, list(ways), plan.student.epochs)
         for seed in profile.pick(ci=(0,), cpu=(0, 1, 2), gpu=(0, 1, 2))
     ]
-    parts = [*each, (0, ["none", "token"], plan.long)][:rounds]
+    whole = [*each, (0, ["none", "token"], plan.long)]
+    parts = whole[:rounds]
     runs: dict[str, list[dict[str, Any]]] = {}
     with experiment_folder("distillation", profile) as folder:
         teachers = {
@@ -106,6 +108,7 @@ def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
             for name, config in plan.teachers.items()
         }
         taught = {name: _classify(teacher, data) for name, teacher in teachers.items()}
+        lessons = {name: _read_history(folder / name) for name in teachers}
         for seed, names, epochs in parts:
             for name in names:
                 arm, key = ways[name], name + "_long" * (epochs == plan.long)
@@ -121,7 +124,10 @@ def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
         f"test_accuracy_teacher_{name}": summarize([_share(classes, labels)])
         for name, classes in taught.items()
     }
-    curves: dict[str, Any] = {}
+    curves: dict[str, Any] = {
+        f"val_accuracy_teacher_{name}": [[round(r["val_accuracy"], 4) for r in run["history"]]]
+        for name, run in lessons.items()
+    }
     for key, done in runs.items():
         for head in done[0]["accuracy"]:
             values = [run["accuracy"][head] for run in done]
@@ -142,9 +148,12 @@ def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
         f"{plan.long} epochs; teachers "
         + ", ".join(f"{c.model}, {c.epochs} epochs" for c in plan.teachers.values())
     )
-    name = "distillation" if parts else "distillation-teachers"
-    seconds = sum(_seconds(run) for done in runs.values() for run in done)
-    seeds = sorted({seed for seed, *_ in parts})
+    name = "distillation"
+    if rounds is not None:
+        name = f"{name}-{rounds or 'teachers'}"
+        words += f"; the first {len(parts)} of {len(whole)} rounds"
+    seconds = sum(_seconds(run) for done in (lessons.values(), *runs.values()) for run in done)
+    seeds = sorted({seed for seed, *_ in parts} | {c.seed for c in plan.teachers.values()})
     return new_result(name, profile, profile.device, words, seconds, seeds, metrics, curves)
 
 
@@ -162,6 +171,11 @@ def _teach_teacher(config: TrainConfig, data: ImageData, out: Path, device: str)
         history = train(build_model(config, data).to(device), data, config, out, resume=True)
         print(f"teacher {config.model}: test {history[-1]['test_accuracy']:.2%}", flush=True)
     return load_teacher(out).to(device)
+
+
+def _read_history(folder: Path) -> dict[str, Any]:
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return {"history": [json.loads(line) for line in lines]}
 
 
 def _measure(

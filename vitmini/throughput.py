@@ -378,7 +378,7 @@ def model_share(model: ViT | ViTConfig, images_per_second: float, rate: float) -
     """
     config = model.config if isinstance(model, ViT) else model
     if not isinstance(config, ViTConfig):
-        raise ValueError(f"model must be a ViT or a ViTConfig, got {model!r}")
+        raise ValueError(f"model must be a ViT or a ViTConfig, got {type(model).__name__}")
     for name, value in (("images_per_second", images_per_second), ("rate", rate)):
         if not (isinstance(value, (int, float)) and 0 < value < math.inf):
             raise ValueError(f"{name} must be a positive number, got {value!r}")

@@ -36,6 +36,7 @@ from vitmini.convert import one_line
 from vitmini.data import ImageData, fits_on, take_batches
 from vitmini.distill import Teacher, distillation_loss
 from vitmini.optim import Trainer, build_trainer, learning_rate_at
+from vitmini.patches import as_pair
 from vitmini.recipes import TrainConfig
 from vitmini.runs import check_run, lock_run, open_run, save_epoch, save_weights
 
@@ -87,6 +88,7 @@ def train(
             f"model must have a class for each of the data's {len(data.classes)}, got "
             f"num_classes={known}"
         )
+    _check_size(model, data)
     if teacher is None and getattr(getattr(model, "config", None), "distilled", False):
         raise ValueError("model must have one head: distilled=True needs a teacher to learn from")
     if teacher is None and config.distill != "none":
@@ -137,6 +139,20 @@ def _check_data(model: nn.Module, data: ImageData) -> None:
             raise ValueError(
                 f"{part}_labels must be from 0 to {classes - 1}, got {int(least)} to {int(largest)}"
             )
+
+
+def _check_size(model: nn.Module, data: ImageData) -> None:
+    """Refuse pictures of another size: a ResNet takes them, and its folder would say the wrong."""
+    config: Any = getattr(model, "config", None)
+    if not (hasattr(config, "image_size") and hasattr(config, "in_channels")):
+        return
+    wanted = (config.in_channels, *as_pair(config.image_size, "image_size"))
+    given = tuple(data.train_images.shape[1:])
+    if given != wanted:
+        raise ValueError(
+            f"model must take the data's images, {'x'.join(map(str, given))}, got one for "
+            f"{'x'.join(map(str, wanted))}"
+        )
 
 
 def _train(
@@ -249,7 +265,7 @@ def has_batch_norm(model: nn.Module) -> bool:
 def build_teach(teacher: Teacher, data: ImageData, trainer: Trainer) -> Teach:
     """Let a teacher answer in the student's way: its device, its precision, compiled or not.
 
-    Raises: `ValueError` when it knows another number of classes, or takes no such images.
+    Raises: `ValueError` when it knows other classes, or takes no such images.
     Chapter: 10
     """
     teacher = copy.deepcopy(teacher).to(trainer.device)
@@ -257,10 +273,17 @@ def build_teach(teacher: Teacher, data: ImageData, trainer: Trainer) -> Teach:
     blank = torch.zeros(1, C, H, W, device=trainer.device)
     try:
         given = tuple(teacher(blank, data.mean, data.std).shape)
-    except RuntimeError as error:
-        raise ValueError(f"teacher must take images of {C}x{H}x{W}: {one_line(error)}") from None
+    except (AssertionError, IndexError, RuntimeError, TypeError) as error:  # timm asserts sizes
+        raise ValueError(
+            f"teacher must take images of {C}x{H}x{W}, or be a Teacher(model, mean, std, "
+            f"image_size) that converts them: {one_line(error)}"
+        ) from None
     if given != (1, len(data.classes)):
         raise ValueError(f"teacher must know {len(data.classes)} classes, not {given[-1]}")
+    theirs = getattr(teacher, "classes", None) or data.classes
+    for name, other in zip(data.classes, theirs, strict=True):  # as many may be others
+        if name != other:
+            raise ValueError(f"teacher must know the data's classes: {name!r} is its {other!r}")
     forward: Any = torch.compile(teacher) if trainer.compiled else teacher
 
     def teach(images: Tensor) -> Tensor:
@@ -304,6 +327,11 @@ def _loss(
         logits = trainer.forward(images)
     smoothing = config.label_smoothing if targets.ndim == 1 else 0.0  # mixed ones have it already
     if teach is None:
+        if not isinstance(logits, Tensor):
+            raise ValueError(
+                "model must give one tensor of logits (B, K) in training; a second head needs a "
+                f"teacher, got {type(logits).__name__}"
+            )
         return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
     taught = teach(images)
     if smoothing:

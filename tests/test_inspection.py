@@ -231,6 +231,51 @@ def test_frozen_models_and_images_that_want_gradients_are_welcome():
     assert torch.equal(maps, expected) and not maps.requires_grad and not maps.is_inference()
 
 
+def test_maps_are_the_same_in_inference_mode_and_with_checkpoints():
+    model = small()
+    images = pictures(model)
+    with torch.inference_mode():
+        maps = attention_maps(model, images)
+    assert torch.equal(maps, attention_maps(model, images))
+    theirs = grown(VisionTransformer(**TIMM))
+    expected = attention_maps(theirs, torch.ones(1, 3, 24, 40))
+    theirs.set_grad_checkpointing(True)
+    assert torch.equal(attention_maps(theirs.train(), torch.ones(1, 3, 24, 40)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.01, 10.0, 1000.0])
+def test_scores_of_any_size_are_shown(scale, dtype):
+    model = grown(small(), scale).to(dtype)
+    maps = attention_maps(model, pictures(model))
+    assert close(maps.sum(dim=-1), torch.ones(maps.shape[:-1]), 1e-6)
+
+
+def test_a_large_bias_is_rounded_as_the_kernel_rounds_it():
+    model = small(pos_embed="relative")
+    for block in model.blocks:
+        block.attn.rel_pos.offsets.data.mul_(30)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention_maps(model, pictures(model)).shape[0] == L
+
+
+def test_a_wrapped_qkv_is_an_attentions_too():
+    class LowRank(nn.Linear):  # as fine-tuning adds it
+        def __init__(self, base):
+            super().__init__(base.in_features, base.out_features)
+            self.load_state_dict(base.state_dict())
+            self.down, self.up = nn.Linear(16, 2), nn.Linear(2, 48)
+
+        def forward(self, x):
+            return super().forward(x) + self.up(self.down(x))
+
+    model = small()
+    for block in model.blocks:
+        block.attn.qkv = LowRank(block.attn.qkv)
+    images = pictures(model)
+    assert close(attention_maps(model, images), by_hand(model, images), 2e-6)
+
+
 # Which layers, how much memory ----------------------------------------------------------------
 
 
@@ -246,6 +291,9 @@ def test_layers_are_chosen_by_number_from_either_end_in_the_order_given():
         ((-3,), [0]),
         ([1, 1, -1], [1, 1, 2]),
         (range(1, 3), [1, 2]),
+        (np.int64(1), [1]),
+        (np.arange(2), [0, 1]),
+        (torch.tensor([2, 1]), [2, 1]),
     ):
         assert torch.equal(attention_maps(model, images, layers), every[expected])
         chosen = layer_tokens(model, images, layers)
@@ -307,6 +355,16 @@ def test_reduce_may_give_anything_that_stacks():
         attention_maps(model, images, [2, 2], reduce=lambda m: m.amax()),
         every[2].amax().expand(2),
     )
+
+
+@pytest.mark.parametrize("function", [attention_maps, layer_tokens])
+def test_a_reduction_that_gives_no_tensor_or_several_shapes_is_refused(function):
+    model, sizes = small(), iter(range(1, 9))
+    with pytest.raises(ValueError, match="reduce must return a tensor, got float"):
+        function(model, pictures(model), reduce=lambda x: x.sum().item())
+    with pytest.raises(ValueError, match=r"one shape .* \(1,\) and \(2,\): ask for one layer"):
+        function(model, pictures(model), reduce=lambda x: x.flatten()[: next(sizes)])
+    assert hooks_of(model) == hooks_of(small())
 
 
 def test_layers_of_other_shapes_want_one_call_each():
@@ -419,6 +477,7 @@ def test_a_failing_reduction_leaves_no_hook():
         assert hooks_of(model) == hooks_of(small())
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 def test_gradient_hooks_of_others_stay_quiet_and_in_place():
     model, calls = small(), []
     for module in model.modules():
@@ -580,6 +639,21 @@ def test_attention_that_is_called_twice_or_never_is_refused():
     with pytest.raises(ValueError, match=r"layer 3 \(spare\) was not called"):
         attention_maps(model, pictures(model))
     assert attention_maps(model, pictures(model), [0, 1, 2]).shape[0] == L
+    model = small()
+    model.blocks[1].attn.qkv = model.blocks[0].attn.qkv
+    with pytest.raises(ValueError, match="is used more than once"):
+        attention_maps(model, pictures(model))
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch would rather have no scripts at all
+def test_a_model_without_weights_and_a_script_are_refused():
+    with torch.device("meta"):
+        empty = vm.ViT(small().config)
+    with pytest.raises(ValueError, match=r"model must have weights, .* meta device"):
+        attention_maps(empty, torch.zeros(1, 3, 12, 20))
+    script = torch.jit.trace(small(), torch.zeros(1, 3, 12, 20))
+    with pytest.raises(ValueError, match="model must have attention with a qkv layer"):
+        attention_maps(script, torch.zeros(1, 3, 12, 20))
 
 
 def test_numbers_that_are_not_finite_are_named_not_shown():
@@ -843,6 +917,14 @@ def test_rollout_rows_sum_to_one_and_one_layer_is_half_identity():
     assert torch.equal(
         attention_rollout(torch.eye(5).expand(4, 2, 3, 5, 5)), torch.eye(5).expand(2, 5, 5)
     )
+
+
+def test_autocast_rounds_neither_rollout_nor_distance():
+    attn = maps_of()
+    with torch.autocast("cpu", torch.bfloat16):
+        rollout, distance = attention_rollout(attn), attention_distance(attn, (2, 3), 4)
+    assert torch.equal(rollout, attention_rollout(attn))
+    assert torch.equal(distance, attention_distance(attn, (2, 3), 4))
 
 
 def test_rollout_multiplies_from_the_first_layer_up():

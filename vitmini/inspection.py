@@ -5,6 +5,7 @@ Chapter: 11 and 12.
 
 from __future__ import annotations
 
+import operator
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +89,7 @@ def _watch(attn: Any, who: str, index: int, kept: _Kept) -> list[Any]:
         with torch.autocast(q.device.type, enabled=False):
             scores = (q * getattr(attn, "scale", q.shape[-1] ** -0.5)) @ k.transpose(-2, -1)
             if (bias := _bias(attn)) is not None:
-                scores += bias
+                scores += bias.to(qkv.dtype)  # as the kernel has it
             weights = kept.softmax(index, scores)
             del scores
             out = (weights @ v).transpose(1, 2).flatten(2)  # (B, T, D)
@@ -158,15 +159,14 @@ class _Kept:
         return torch.softmax(scores, dim=-1, out=place)
 
     def reduce(self, index: int, weights: Tensor) -> None:
-        # A part of a map would keep the whole map in memory: take a copy of it.
-        self.found[index] = weights if self.function is None else self.function(weights).clone()
+        self.found[index] = weights if self.function is None else _reduced(weights, self.function)
 
     def stacked(self) -> Tensor:
         for i in self.wanted:
             if i not in self.found:
                 raise ValueError(f"{self.who[i]} was not called with its qkv: it goes around it")
         if self.maps is None:
-            return torch.stack([self.found[i] for i in self.wanted])
+            return _stacked([self.found[i] for i in self.wanted])
         for place, i in zip(self.maps, self.wanted, strict=True):
             if place.data_ptr() != self.found[i].data_ptr():  # a layer that was asked for twice
                 place.copy_(self.found[i])
@@ -199,7 +199,7 @@ def layer_tokens(
 
     def watch(i: int) -> Any:
         def see(_: nn.Module, __: Any, tokens: Tensor) -> None:
-            found[i] = (tokens if reduce is None else reduce(tokens)).clone()
+            found[i] = tokens.clone() if reduce is None else _reduced(tokens, reduce)
 
         return blocks[i].register_forward_hook(see)
 
@@ -214,7 +214,24 @@ def layer_tokens(
     missing = [i for i in wanted if i not in found]
     if missing:
         raise ValueError(f"layers must be among those that the model calls; not {missing[0]}")
-    return torch.stack([found[i] for i in wanted])
+    return _stacked([found[i] for i in wanted])
+
+
+def _reduced(x: Tensor, reduce: Reduce) -> Tensor:
+    part = reduce(x)
+    if not isinstance(part, Tensor):
+        raise ValueError(f"reduce must return a tensor, got {type(part).__name__}")
+    return part.clone()  # a part of x would keep all of x in memory
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    shapes = [tuple(p.shape) for p in parts]
+    if len(set(shapes)) > 1:
+        raise ValueError(
+            f"layers must all give one shape to be stacked, got {shapes[0]} and "
+            f"{next(s for s in shapes if s != shapes[0])}: ask for one layer at a time"
+        )
+    return torch.stack(parts)
 
 
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -242,8 +259,7 @@ def _find_attentions(model: nn.Module) -> list[tuple[str, nn.Module]]:
     found = [
         (name.replace("_orig_mod.", ""), m)
         for name, m in model.named_modules()
-        if isinstance(m._modules.get("qkv"), nn.Module)
-        and not isinstance(m, torch.jit.ScriptModule)
+        if not isinstance(m, torch.jit.ScriptModule) and "qkv" in dict(m.named_children())
     ]
     if not found:
         raise ValueError(
@@ -258,9 +274,13 @@ def _choose(layers: Any, count: int, name: str) -> list[int]:
     """Read a choice of layers as numbers from 0 to count - 1."""
     if layers is None:
         return list(range(count))
-    numbers = [layers] if isinstance(layers, int) else layers
-    listed = isinstance(numbers, (Sequence, range)) and not isinstance(numbers, str)
-    if not listed or not len(numbers) or not all(type(i) is int for i in numbers):
+    try:  # NumPy's ints are ints too
+        given = list(layers) if hasattr(layers, "__iter__") else [layers]
+        numbers = [operator.index(i) for i in given]
+    except TypeError:
+        given = numbers = []
+    unordered = isinstance(layers, (str, set, dict)) or any(isinstance(i, bool) for i in given)
+    if not numbers or unordered:
         raise ValueError(f"{name} must be an int, several of them, or None for all, got {layers!r}")
     for i in numbers:
         if not -count <= i < count:
@@ -278,6 +298,8 @@ def _fit(images: Tensor, model: nn.Module) -> Tensor:
     if not images.is_floating_point():
         raise ValueError(f"images must be floating point, got {images.dtype}: normalise first")
     first = next((p for p in model.parameters() if p.is_floating_point()), images)
+    if first.device.type == "meta":
+        raise ValueError("model must have weights, this one was built without (on the meta device)")
     return images.detach().to(first.device, first.dtype)
 
 
@@ -400,7 +422,8 @@ def _sum_distances(maps: Tensor, distances: Tensor, prefix: int, renormalize: bo
     if not (patches >= 0).all():
         raise ValueError("attn must hold weights from 0 to 1, got a negative number or NaN")
     patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
-    far = torch.einsum("bhqk,qk->bhq", patches, distances.to(patches))
+    with torch.autocast(patches.device.type, enabled=False):
+        far = torch.einsum("bhqk,qk->bhq", patches, distances.to(patches))
     counted = torch.ones_like(far)
     if renormalize:
         mass = patches.sum(dim=-1)  # (B, heads, N)
@@ -463,9 +486,10 @@ def attention_rollout(attn: Tensor) -> Tensor:
     T = attn.shape[-1]
     eye = torch.eye(T, dtype=wide, device=attn.device)
     rollout = eye.expand(attn.shape[1], T, T)
-    for layer in attn:
-        mixed = layer.mean(dim=1, dtype=wide) + eye  # (B, T, T)
-        rollout = (mixed / mixed.sum(dim=-1, keepdim=True)) @ rollout
+    with torch.autocast(attn.device.type, enabled=False):
+        for layer in attn:
+            mixed = layer.mean(dim=1, dtype=wide) + eye  # (B, T, T)
+            rollout = (mixed / mixed.sum(dim=-1, keepdim=True)) @ rollout
     return rollout
 
 

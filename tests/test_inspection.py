@@ -28,6 +28,7 @@ from vitmini.inspection import (
     measure_attention_distance,
     patch_distances,
     patch_filters,
+    recompute_attention,
 )
 
 L, H = 3, 2
@@ -138,9 +139,11 @@ def test_maps_give_the_layers_own_output_when_they_weigh_the_values():
     attn = model.blocks[1].attn
     attn.qkv.register_forward_hook(lambda _, __, out: seen.update(qkv=out))
     attn.proj.register_forward_hook(lambda _, inputs, __: seen.update(fused=inputs[0]))
-    weights = attention_maps(model, images, 1)[0]
-    _, _, v = vm.inspection.split_heads(seen["qkv"], H)
-    assert close((weights @ v).transpose(1, 2).flatten(2), seen["fused"], 1e-5)
+    maps = attention_maps(model, images, 1)[0]
+    weights, out = recompute_attention(attn, seen["qkv"])
+    assert torch.equal(maps, weights) and close(out, seen["fused"], 1e-5)
+    v = torch.stack(seen["qkv"].chunk(3, dim=-1)[2].chunk(H, dim=-1), dim=1)
+    assert close((maps @ v).transpose(1, 2).flatten(2), seen["fused"], 1e-5)
 
 
 def test_a_scale_of_ones_own_is_honoured():
@@ -632,7 +635,7 @@ def test_a_mask_is_noticed():
 def test_attention_that_is_called_twice_or_never_is_refused():
     model = small()
     model.blocks[1].attn = model.blocks[0].attn
-    with pytest.raises(ValueError, match=r"layer 0 \(blocks.0.attn\) is used more than once"):
+    with pytest.raises(ValueError, match="layer 0 is used more than once"):
         attention_maps(model, pictures(model))
     model = small()
     model.spare = vm.Attention(16, 2)
@@ -677,7 +680,9 @@ def test_a_qkv_that_is_no_attention_over_tokens_is_refused():
         attention_maps(Maps(), torch.randn(1, 3, 4, 4))
     model = small()
     model.blocks[0].attn.num_heads = 5
-    with pytest.raises(ValueError, match=r"width 48, not 3 \* 5 heads"):
+    with pytest.raises(
+        ValueError, match=r"layer 0 .blocks.0.attn.: its qkv .* width of 48, not 3 \* 5 heads"
+    ):
         attention_maps(model, pictures(model))
 
 

@@ -28,6 +28,7 @@ from vitmini.inspection import (
     measure_attention_distance,
     patch_distances,
     patch_filters,
+    recompute_attention,
 )
 
 L, H = 3, 2
@@ -138,9 +139,11 @@ def test_maps_give_the_layers_own_output_when_they_weigh_the_values():
     attn = model.blocks[1].attn
     attn.qkv.register_forward_hook(lambda _, __, out: seen.update(qkv=out))
     attn.proj.register_forward_hook(lambda _, inputs, __: seen.update(fused=inputs[0]))
-    weights = attention_maps(model, images, 1)[0]
-    _, _, v = vm.inspection.split_heads(seen["qkv"], H)
-    assert close((weights @ v).transpose(1, 2).flatten(2), seen["fused"], 1e-5)
+    maps = attention_maps(model, images, 1)[0]
+    weights, out = recompute_attention(attn, seen["qkv"])
+    assert torch.equal(maps, weights) and close(out, seen["fused"], 1e-5)
+    v = torch.stack(seen["qkv"].chunk(3, dim=-1)[2].chunk(H, dim=-1), dim=1)
+    assert close((maps @ v).transpose(1, 2).flatten(2), seen["fused"], 1e-5)
 
 
 def test_a_scale_of_ones_own_is_honoured():
@@ -150,6 +153,24 @@ def test_a_scale_of_ones_own_is_honoured():
     for block in model.blocks:
         block.attn.scale = 0.0
     assert close(attention_maps(model, images), torch.full_like(before, 1 / 16))
+
+
+def test_attention_without_a_scale_or_a_proj_is_scaled_as_the_paper_says():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.num_heads, self.qkv, self.out = 2, nn.Linear(3, 24), nn.Linear(8, 3)
+
+        def forward(self, images):
+            x = images.flatten(2).transpose(1, 2)  # a token a pixel
+            q, k, v = self.qkv(x).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+            out = nn.functional.scaled_dot_product_attention(q, k, v)
+            return self.out(out.transpose(1, 2).flatten(2))
+
+    model, images = grown(Plain()), torch.randn(2, 3, 2, 2)
+    q, k, _ = model.qkv(images.flatten(2).mT).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+    expected = vm.attention_weights(q, k)[None]
+    assert close(attention_maps(model, images), expected.detach())
 
 
 def test_a_hybrid_shows_the_maps_of_its_transformer():
@@ -231,6 +252,61 @@ def test_frozen_models_and_images_that_want_gradients_are_welcome():
     assert torch.equal(maps, expected) and not maps.requires_grad and not maps.is_inference()
 
 
+@pytest.mark.parametrize("look", [attention_maps, layer_tokens, measure_attention_distance])
+def test_a_model_that_learns_gives_numbers_without_a_graph(look):
+    model = small(pos_embed="relative").train()
+    found = look(model, pictures(model).requires_grad_())
+    assert found.grad_fn is None and not found.requires_grad
+
+
+def test_maps_are_the_same_in_inference_mode_and_with_checkpoints():
+    model = small()
+    images = pictures(model)
+    with torch.inference_mode():
+        maps = attention_maps(model, images)
+    assert torch.equal(maps, attention_maps(model, images))
+    theirs = grown(VisionTransformer(**TIMM))
+    expected = attention_maps(theirs, torch.ones(1, 3, 24, 40))
+    theirs.set_grad_checkpointing(True)
+    assert torch.equal(attention_maps(theirs.train(), torch.ones(1, 3, 24, 40)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.01, 10.0, 1000.0])
+def test_scores_of_any_size_are_shown(scale, dtype):
+    model = grown(small(), scale).to(dtype)
+    maps = attention_maps(model, pictures(model))
+    assert close(maps.sum(dim=-1), torch.ones(maps.shape[:-1]), 1e-6)
+
+
+def test_a_bias_is_rounded_as_the_kernel_rounds_it():
+    model = small(pos_embed="relative")
+    for block in model.blocks:
+        nn.init.normal_(block.attn.rel_pos.offsets, std=20)  # bfloat16 knows one in 256 of it
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention_maps(model, pictures(model)).shape[0] == L
+    attn = model.blocks[0].attn
+    weights, _ = recompute_attention(attn, torch.zeros(1, 16, 48, dtype=torch.bfloat16))
+    assert close(weights[0], attn.rel_pos().bfloat16().float().softmax(dim=-1), 1e-6)
+
+
+def test_a_wrapped_qkv_is_an_attentions_too():
+    class LowRank(nn.Linear):  # as fine-tuning adds it
+        def __init__(self, base):
+            super().__init__(base.in_features, base.out_features)
+            self.load_state_dict(base.state_dict())
+            self.down, self.up = nn.Linear(16, 2), nn.Linear(2, 48)
+
+        def forward(self, x):
+            return super().forward(x) + self.up(self.down(x))
+
+    model = small()
+    for block in model.blocks:
+        block.attn.qkv = LowRank(block.attn.qkv)
+    images = pictures(model)
+    assert close(attention_maps(model, images), by_hand(model, images), 2e-6)
+
+
 # Which layers, how much memory ----------------------------------------------------------------
 
 
@@ -246,6 +322,9 @@ def test_layers_are_chosen_by_number_from_either_end_in_the_order_given():
         ((-3,), [0]),
         ([1, 1, -1], [1, 1, 2]),
         (range(1, 3), [1, 2]),
+        (np.int64(1), [1]),
+        (np.arange(2), [0, 1]),
+        (torch.tensor([2, 1]), [2, 1]),
     ):
         assert torch.equal(attention_maps(model, images, layers), every[expected])
         chosen = layer_tokens(model, images, layers)
@@ -307,6 +386,16 @@ def test_reduce_may_give_anything_that_stacks():
         attention_maps(model, images, [2, 2], reduce=lambda m: m.amax()),
         every[2].amax().expand(2),
     )
+
+
+@pytest.mark.parametrize("function", [attention_maps, layer_tokens])
+def test_a_reduction_that_gives_no_tensor_or_several_shapes_is_refused(function):
+    model, sizes = small(), iter(range(1, 9))
+    with pytest.raises(ValueError, match="reduce must return a tensor, got float"):
+        function(model, pictures(model), reduce=lambda x: x.sum().item())
+    with pytest.raises(ValueError, match=r"one shape .* \(1,\) and \(2,\): ask for one layer"):
+        function(model, pictures(model), reduce=lambda x: x.flatten()[: next(sizes)])
+    assert hooks_of(model) == hooks_of(small())
 
 
 def test_layers_of_other_shapes_want_one_call_each():
@@ -419,6 +508,7 @@ def test_a_failing_reduction_leaves_no_hook():
         assert hooks_of(model) == hooks_of(small())
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 def test_gradient_hooks_of_others_stay_quiet_and_in_place():
     model, calls = small(), []
     for module in model.modules():
@@ -475,6 +565,35 @@ def test_moving_the_patches_moves_the_maps_where_there_are_no_positions(move):
     if move == "rotate":
         pictured = cls_attention(maps, (4, 4))
         assert close(cls_attention(attention_maps(model, moved), (4, 4)), pictured.rot90(1, (3, 4)))
+
+
+def test_patches_in_another_shape_attend_alike_where_there_are_no_positions():
+    wide, tall = (small(pos_embed="none", image_size=size) for size in ((12, 20), (20, 12)))
+    images = pictures(wide)
+    reshaped = vm.unpatchify(vm.patchify(images, 4), 4, (20, 12))
+    assert close(attention_maps(tall, reshaped), attention_maps(wide, images))
+    with_positions = [small(pos_embed="sincos2d", image_size=s) for s in ((12, 20), (20, 12))]
+    one, other = (
+        attention_maps(m, x) for m, x in zip(with_positions, (images, reshaped), strict=True)
+    )
+    assert not close(one, other, 1e-2)
+
+
+@pytest.mark.parametrize("pos_embed", ["none", "relative"])
+def test_a_crops_first_layer_is_what_is_left_of_the_whole_ones_brought_back_to_1(pos_embed):
+    """Scores depend on the two patches and the offset between them: the softmax forgets some."""
+    model = small(pos_embed=pos_embed, pool="mean", image_size=(16, 20))
+    cropped = vm.ViT(vm.ViTConfig(**{**vars(model.config), "image_size": (8, 12)})).eval()
+    weights = dict(model.state_dict())
+    for name, tensor in weights.items():
+        if name.endswith("offsets"):  # of 4x5 patches those that 2x3 patches have
+            weights[name] = tensor[:, 2:5, 2:7]
+    cropped.load_state_dict(weights)
+    images = pictures(model)
+    kept = torch.arange(20).view(4, 5)[1:3, 2:5].flatten()
+    part = attention_maps(model, images, 0)[..., kept, :][..., kept]
+    crop = attention_maps(cropped, images[..., 4:12, 8:20], 0)
+    assert close(crop, part / part.sum(dim=-1, keepdim=True))
 
 
 def test_maps_of_a_batch_are_those_of_its_images():
@@ -573,13 +692,28 @@ def test_a_mask_is_noticed():
 def test_attention_that_is_called_twice_or_never_is_refused():
     model = small()
     model.blocks[1].attn = model.blocks[0].attn
-    with pytest.raises(ValueError, match=r"layer 0 \(blocks.0.attn\) is used more than once"):
+    with pytest.raises(ValueError, match="layer 0 is used more than once"):
         attention_maps(model, pictures(model))
     model = small()
     model.spare = vm.Attention(16, 2)
     with pytest.raises(ValueError, match=r"layer 3 \(spare\) was not called"):
         attention_maps(model, pictures(model))
     assert attention_maps(model, pictures(model), [0, 1, 2]).shape[0] == L
+    model = small()
+    model.blocks[1].attn.qkv = model.blocks[0].attn.qkv
+    with pytest.raises(ValueError, match="is used more than once"):
+        attention_maps(model, pictures(model))
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch would rather have no scripts at all
+def test_a_model_without_weights_and_a_script_are_refused():
+    with torch.device("meta"):
+        empty = vm.ViT(small().config)
+    with pytest.raises(ValueError, match=r"model must have weights, .* meta device"):
+        attention_maps(empty, torch.zeros(1, 3, 12, 20))
+    script = torch.jit.trace(small(), torch.zeros(1, 3, 12, 20))
+    with pytest.raises(ValueError, match="model must have attention with a qkv layer"):
+        attention_maps(script, torch.zeros(1, 3, 12, 20))
 
 
 def test_numbers_that_are_not_finite_are_named_not_shown():
@@ -603,7 +737,9 @@ def test_a_qkv_that_is_no_attention_over_tokens_is_refused():
         attention_maps(Maps(), torch.randn(1, 3, 4, 4))
     model = small()
     model.blocks[0].attn.num_heads = 5
-    with pytest.raises(ValueError, match=r"width 48, not 3 \* 5 heads"):
+    with pytest.raises(
+        ValueError, match=r"layer 0 .blocks.0.attn.: its qkv .* width of 48, not 3 \* 5 heads"
+    ):
         attention_maps(model, pictures(model))
 
 
@@ -843,6 +979,14 @@ def test_rollout_rows_sum_to_one_and_one_layer_is_half_identity():
     assert torch.equal(
         attention_rollout(torch.eye(5).expand(4, 2, 3, 5, 5)), torch.eye(5).expand(2, 5, 5)
     )
+
+
+def test_autocast_rounds_neither_rollout_nor_distance():
+    attn = maps_of()
+    with torch.autocast("cpu", torch.bfloat16):
+        rollout, distance = attention_rollout(attn), attention_distance(attn, (2, 3), 4)
+    assert torch.equal(rollout, attention_rollout(attn))
+    assert torch.equal(distance, attention_distance(attn, (2, 3), 4))
 
 
 def test_rollout_multiplies_from_the_first_layer_up():

@@ -5,6 +5,8 @@ Chapter: 11 and 12.
 
 from __future__ import annotations
 
+import functools
+import operator
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -54,69 +56,54 @@ def attention_maps(
     Chapter: 11
     """
     attentions = _find_attentions(model)
-    wanted = _choose(layers, len(attentions), "layers")
-    kept = _Kept(wanted, reduce)
+    stack = _Stack(layers, len(attentions), reduce)
     hooks = []
     try:
-        for i in dict.fromkeys(wanted):
+        for i in stack.missing:
             name, attn = attentions[i]
-            hooks += _watch(attn, f"layer {i} ({name})", i, kept)
+            hooks += _watch(attn, f"layer {i} ({name})", functools.partial(stack.add, i))
         with _as_it_is(model):
             model(_fit(images, model))
     finally:
         for hook in hooks:
             hook.remove()
-    return kept.stacked()
+    if stack.missing:
+        i = stack.missing[0]
+        raise ValueError(f"layer {i} ({attentions[i][0]}) was not called with its qkv")
+    return stack.whole
 
 
-def _watch(attn: Any, who: str, index: int, kept: _Kept) -> list[Any]:
-    """Hook one attention: keep its weights, and compare what they give with what it gives."""
-    expected: list[Tensor] = []
+def recompute_attention(attn: Any, qkv: Tensor) -> tuple[Tensor, Tensor]:
+    """What an attention does with what its `qkv` gave: the weights, and the values they mix.
 
-    def see_qkv(_: nn.Module, __: Any, qkv: Tensor) -> None:
-        heads = getattr(attn, "num_heads", None)
-        if not isinstance(qkv, Tensor) or qkv.ndim != 3 or not isinstance(heads, int):
-            raise ValueError(f"{who} is no attention over tokens (B, T, D) with num_heads")
-        if qkv.shape[2] % (3 * heads):
-            raise ValueError(f"{who} has a qkv of width {qkv.shape[2]}, not 3 * {heads} heads")
-        if index in kept:
-            raise ValueError(f"{who} is used more than once: which time do you mean?")
-        q, k, v = split_heads(qkv, heads)
-        q, k = (_part(attn, name, x) for name, x in (("q_norm", q), ("k_norm", k)))
-        wide = torch.promote_types(q.dtype, torch.float32)
-        q, k, v = q.to(wide), k.to(wide), v.to(wide)
-        with torch.autocast(q.device.type, enabled=False):
-            scores = (q * getattr(attn, "scale", q.shape[-1] ** -0.5)) @ k.transpose(-2, -1)
-            if (bias := _bias(attn)) is not None:
-                scores += bias
-            weights = kept.softmax(index, scores)
-            del scores
-            out = (weights @ v).transpose(1, 2).flatten(2)  # (B, T, D)
-        if not out.isfinite().all():
-            raise ValueError(f"{who} is not finite: do the images or the weights hold NaN?")
-        expected.append(_part(attn, "norm", out.to(qkv.dtype)).to(wide))
-        kept.reduce(index, weights)
+    It uses what it finds in `attn`: `num_heads`, and if they are there `scale`, norms of queries
+    and keys (`q_norm`, `k_norm`), a relative position bias (`rel_pos`) and a `norm` of the output.
 
-    def see_output(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        theirs, ours = inputs[0], expected.pop() if expected else None
-        if ours is None or ours.shape != theirs.shape:
-            raise ValueError(_more_than_softmax(who))
-        error = (theirs.to(ours.dtype) - ours).norm() / ours.norm().clamp(min=1e-30)
-        if ours.numel() and not error <= _ROUNDING.get(theirs.dtype, 2e-3):
-            raise ValueError(_more_than_softmax(who))
-
-    hooks = [attn.qkv.register_forward_hook(see_qkv)]
-    if isinstance(getattr(attn, "proj", None), nn.Module):
-        hooks.append(attn.proj.register_forward_pre_hook(see_output))
-    kept.who[index] = who
-    return hooks
-
-
-def _more_than_softmax(who: str) -> str:
-    return (
-        f"{who} does more than softmax(q k^T * scale) with its own bias (a mask, a rotation, a "
-        "gate?): its weights cannot be recomputed from qkv"
-    )
+    Shapes: `qkv` (B, T, 3D) -> weights (B, heads, T, T), and what `attn.proj` gets, (B, T, D), both
+        in float32 at least.
+    Raises: `ValueError` when `qkv` does not divide into queries, keys and values of heads.
+    Source: Dosovitskiy et al. 2021, appendix A, eq. 5 to 7.
+    Chapter: 11
+    """
+    heads = getattr(attn, "num_heads", None)
+    if not isinstance(qkv, Tensor) or qkv.ndim != 3 or not isinstance(heads, int):
+        raise ValueError("it is no attention over tokens (B, T, D) with num_heads")
+    B, T, width = qkv.shape
+    if width % (3 * heads):
+        raise ValueError(f"its qkv has a width of {width}, not 3 * {heads} heads")
+    q, k, v = qkv.reshape(B, T, 3, heads, width // (3 * heads)).permute(2, 0, 3, 1, 4)
+    q, k = _part(attn, "q_norm", q), _part(attn, "k_norm", k)  # (B, heads, T, head_dim)
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    q, k, v = q.to(wide), k.to(wide), v.to(wide)
+    with torch.autocast(qkv.device.type, enabled=False):
+        scores = (q * getattr(attn, "scale", q.shape[-1] ** -0.5)) @ k.transpose(-2, -1)
+        rel_pos = getattr(attn, "rel_pos", None)
+        if rel_pos is not None:  # (heads, T, T); timm's has another name for it
+            bias = rel_pos.get_bias() if hasattr(rel_pos, "get_bias") else rel_pos()
+            scores += bias.to(qkv.dtype)  # as the kernel has it
+        weights = scores.softmax(dim=-1)
+        out = (weights @ v).transpose(1, 2).flatten(2)
+    return weights, _part(attn, "norm", out.to(qkv.dtype)).to(wide)
 
 
 def _part(attn: Any, name: str, x: Tensor) -> Tensor:
@@ -124,53 +111,63 @@ def _part(attn: Any, name: str, x: Tensor) -> Tensor:
     return part(x) if isinstance(part, nn.Module) else x
 
 
-def _bias(attn: Any) -> Tensor | None:
-    """A relative position bias, (heads, T, T) in vitmini, (1, heads, T, T) in timm."""
-    rel_pos = getattr(attn, "rel_pos", None)
-    if rel_pos is None:
-        return None
-    return rel_pos.get_bias() if hasattr(rel_pos, "get_bias") else rel_pos()
+def _watch(attn: Any, who: str, keep: Callable[[Tensor], None]) -> list[Any]:
+    """Hook one attention: keep its weights, and compare what they give with what it gives."""
+    expected: list[Tensor] = []
+
+    def see_qkv(_: nn.Module, __: Any, qkv: Tensor) -> None:
+        try:
+            weights, ours = recompute_attention(attn, qkv)
+        except ValueError as error:
+            raise ValueError(f"{who}: {error}") from None
+        if not ours.isfinite().all():
+            raise ValueError(f"{who} is not finite: do the images or the weights hold NaN?")
+        expected.append(ours)
+        keep(weights)
+
+    def see_output(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        theirs, ours = inputs[0], expected.pop() if expected else inputs[0].new_empty(0)
+        if ours.shape == theirs.shape:
+            error = (theirs.to(ours.dtype) - ours).norm()
+            if error <= _ROUNDING.get(theirs.dtype, 2e-3) * ours.norm():
+                return
+        raise ValueError(
+            f"{who} does more than softmax(q k^T * scale) with its own bias (a mask, a rotation, a "
+            "gate?): its weights cannot be recomputed from qkv"
+        )
+
+    hooks = [attn.qkv.register_forward_hook(see_qkv)]
+    if isinstance(getattr(attn, "proj", None), nn.Module):
+        hooks.append(attn.proj.register_forward_pre_hook(see_output))
+    return hooks
 
 
-class _Kept:
-    """What is kept of each layer: maps in one tensor made for all of them, or reductions."""
+class _Stack:
+    """What comes of each of the chosen layers, copied to its place in one tensor."""
 
-    def __init__(self, wanted: list[int], function: Reduce | None):
-        self.wanted, self.function = wanted, function
-        self.who: dict[int, str] = {}
-        self.maps: Tensor | None = None
-        self.found: dict[int, Tensor] = {}
+    whole: Tensor
 
-    def __contains__(self, index: int) -> bool:
-        return index in self.found
+    def __init__(self, layers: Any, count: int, reduce: Reduce | None):
+        self.wanted, self.reduce = _choose(layers, count), reduce
+        self.missing = list(dict.fromkeys(self.wanted))
 
-    def softmax(self, index: int, scores: Tensor) -> Tensor:
-        if self.function is not None:
-            return scores.softmax(dim=-1)
-        if self.maps is None:
-            self.maps = scores.new_empty(len(self.wanted), *scores.shape)
-        if self.maps.shape[1:] != scores.shape:
+    def add(self, i: int, x: Tensor) -> None:
+        if i not in self.missing:
+            raise ValueError(f"layer {i} is used more than once: which time do you mean?")
+        part = x if self.reduce is None else self.reduce(x)
+        if not isinstance(part, Tensor):
+            raise ValueError(f"reduce must return a tensor, got {type(part).__name__}")
+        if not hasattr(self, "whole"):
+            self.whole = part.new_empty(len(self.wanted), *part.shape)
+        if part.shape != self.whole.shape[1:]:
             raise ValueError(
-                f"layers must all give maps of one shape, got {tuple(self.maps.shape[1:])} and "
-                f"{tuple(scores.shape)}: ask for one layer at a time"
+                f"layers must all give one shape to be stacked, got {tuple(self.whole.shape[1:])} "
+                f"and {tuple(part.shape)}: ask for one layer at a time"
             )
-        place = self.maps[self.wanted.index(index)]
-        return torch.softmax(scores, dim=-1, out=place)
-
-    def reduce(self, index: int, weights: Tensor) -> None:
-        # A part of a map would keep the whole map in memory: take a copy of it.
-        self.found[index] = weights if self.function is None else self.function(weights).clone()
-
-    def stacked(self) -> Tensor:
-        for i in self.wanted:
-            if i not in self.found:
-                raise ValueError(f"{self.who[i]} was not called with its qkv: it goes around it")
-        if self.maps is None:
-            return torch.stack([self.found[i] for i in self.wanted])
-        for place, i in zip(self.maps, self.wanted, strict=True):
-            if place.data_ptr() != self.found[i].data_ptr():  # a layer that was asked for twice
-                place.copy_(self.found[i])
-        return self.maps
+        for place, layer in enumerate(self.wanted):
+            if layer == i:
+                self.whole[place] = part
+        self.missing.remove(i)
 
 
 @torch.no_grad()
@@ -194,40 +191,22 @@ def layer_tokens(
     blocks: Any = next((b for b in named if isinstance(b, kinds) and len(b)), None)
     if blocks is None:
         raise ValueError(f"model must have blocks, {type(model).__name__} has none")
-    wanted = _choose(layers, len(blocks), "layers")
-    found: dict[int, Tensor] = {}
+    stack = _Stack(layers, len(blocks), reduce)
 
     def watch(i: int) -> Any:
-        def see(_: nn.Module, __: Any, tokens: Tensor) -> None:
-            found[i] = (tokens if reduce is None else reduce(tokens)).clone()
-
-        return blocks[i].register_forward_hook(see)
+        return blocks[i].register_forward_hook(lambda _, __, tokens: stack.add(i, tokens))
 
     hooks = []
     try:
-        hooks += [watch(i) for i in dict.fromkeys(wanted)]
+        hooks += [watch(i) for i in stack.missing]
         with _as_it_is(model):
             model(_fit(images, model))
     finally:
         for hook in hooks:
             hook.remove()
-    missing = [i for i in wanted if i not in found]
-    if missing:
-        raise ValueError(f"layers must be among those that the model calls; not {missing[0]}")
-    return torch.stack([found[i] for i in wanted])
-
-
-def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Part what a fused `qkv` gives into queries, keys and values of each head.
-
-    Shapes: (B, T, 3D) -> three times (B, heads, T, D / heads).
-    Source: Dosovitskiy et al. 2021, appendix A, eq. 5.
-    Chapter: 11
-    """
-    B, T, _ = qkv.shape
-    width = qkv.shape[2] // (3 * num_heads)
-    q, k, v = qkv.reshape(B, T, 3, num_heads, width).permute(2, 0, 3, 1, 4)
-    return q, k, v
+    if stack.missing:
+        raise ValueError(f"layer {stack.missing[0]} was not called by the model")
+    return stack.whole
 
 
 def _modules(model: nn.Module) -> list[nn.Module]:
@@ -242,8 +221,7 @@ def _find_attentions(model: nn.Module) -> list[tuple[str, nn.Module]]:
     found = [
         (name.replace("_orig_mod.", ""), m)
         for name, m in model.named_modules()
-        if isinstance(m._modules.get("qkv"), nn.Module)
-        and not isinstance(m, torch.jit.ScriptModule)
+        if not isinstance(m, torch.jit.ScriptModule) and "qkv" in dict(m.named_children())
     ]
     if not found:
         raise ValueError(
@@ -254,17 +232,21 @@ def _find_attentions(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return found
 
 
-def _choose(layers: Any, count: int, name: str) -> list[int]:
+def _choose(layers: Any, count: int) -> list[int]:
     """Read a choice of layers as numbers from 0 to count - 1."""
     if layers is None:
         return list(range(count))
-    numbers = [layers] if isinstance(layers, int) else layers
-    listed = isinstance(numbers, (Sequence, range)) and not isinstance(numbers, str)
-    if not listed or not len(numbers) or not all(type(i) is int for i in numbers):
-        raise ValueError(f"{name} must be an int, several of them, or None for all, got {layers!r}")
+    try:  # NumPy's ints are ints too
+        given = list(layers) if hasattr(layers, "__iter__") else [layers]
+        numbers = [operator.index(i) for i in given]
+    except TypeError:
+        given = numbers = []
+    unordered = isinstance(layers, (str, set, dict)) or any(isinstance(i, bool) for i in given)
+    if not numbers or unordered:
+        raise ValueError(f"layers must be an int, several of them, or None for all, got {layers!r}")
     for i in numbers:
         if not -count <= i < count:
-            raise ValueError(f"{name} must be from {-count} to {count - 1}, got {i}")
+            raise ValueError(f"layers must be from {-count} to {count - 1}, got {i}")
     return [i % count for i in numbers]
 
 
@@ -278,6 +260,8 @@ def _fit(images: Tensor, model: nn.Module) -> Tensor:
     if not images.is_floating_point():
         raise ValueError(f"images must be floating point, got {images.dtype}: normalise first")
     first = next((p for p in model.parameters() if p.is_floating_point()), images)
+    if first.device.type == "meta":
+        raise ValueError("model must have weights, this one was built without (on the meta device)")
     return images.detach().to(first.device, first.dtype)
 
 
@@ -400,7 +384,8 @@ def _sum_distances(maps: Tensor, distances: Tensor, prefix: int, renormalize: bo
     if not (patches >= 0).all():
         raise ValueError("attn must hold weights from 0 to 1, got a negative number or NaN")
     patches = patches.to(torch.promote_types(patches.dtype, torch.float32))
-    far = torch.einsum("bhqk,qk->bhq", patches, distances.to(patches))
+    with torch.autocast(patches.device.type, enabled=False):
+        far = torch.einsum("bhqk,qk->bhq", patches, distances.to(patches))
     counted = torch.ones_like(far)
     if renormalize:
         mass = patches.sum(dim=-1)  # (B, heads, N)
@@ -463,9 +448,10 @@ def attention_rollout(attn: Tensor) -> Tensor:
     T = attn.shape[-1]
     eye = torch.eye(T, dtype=wide, device=attn.device)
     rollout = eye.expand(attn.shape[1], T, T)
-    for layer in attn:
-        mixed = layer.mean(dim=1, dtype=wide) + eye  # (B, T, T)
-        rollout = (mixed / mixed.sum(dim=-1, keepdim=True)) @ rollout
+    with torch.autocast(attn.device.type, enabled=False):
+        for layer in attn:
+            mixed = layer.mean(dim=1, dtype=wide) + eye  # (B, T, T)
+            rollout = (mixed / mixed.sum(dim=-1, keepdim=True)) @ rollout
     return rollout
 
 

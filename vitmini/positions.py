@@ -209,9 +209,9 @@ def resize_positions(
 ) -> dict[str, Tensor]:
     """Copy the weights of a `ViT` for another grid: all that depends on positions is resized.
 
-    A place in the picture keeps its position: learned tables, those of rows and of columns, sines
-    and cosines too (computed afresh they would go on beyond what was trained). Relative offsets
-    keep their distance in the picture. Everything else is copied as it is.
+    A place in the picture keeps its position: learned tables are resized, and so are those of rows
+    and of columns. Relative offsets keep their distance in the picture. Everything else is copied
+    as it is. (Sines and cosines need no resizing: `ViT.resized` computes them anew.)
 
     Shapes: `weights` as in `ViT.state_dict()`; grids are (rows, columns) in patches.
     Raises: `ValueError` as `resize_pos_embed` does.
@@ -243,7 +243,8 @@ def resize_positions(
 def regrid(source: Any, model: Any, mode: str = "bicubic", antialias: bool = True) -> Any:
     """Fill a `ViT` of another grid with copies of another one's weights: `ViT.resized` in full.
 
-    `model` may be on the meta device; it takes over types, devices, modes and what learns.
+    `model` may be on the meta device; it takes over types, devices, modes and what learns. Sines
+    and cosines are computed anew for its grid.
     Raises: `ValueError` as `resize_positions` does.
     Chapter: 13
     """
@@ -254,6 +255,8 @@ def regrid(source: Any, model: Any, mode: str = "bicubic", antialias: bool = Tru
         new.requires_grad_(old.requires_grad)
     for old, new in zip(source.modules(), model.modules(), strict=True):
         new.training = old.training
+    if model.grid != source.grid:
+        model.reset_parameters()
     return model
 
 

@@ -179,7 +179,7 @@ class Teacher(nn.Module):
         self.model = copy.deepcopy(model).requires_grad_(False)
         self.eval()
 
-    def train(self, mode: bool = True) -> Teacher:
+    def train(self, mode: bool = True) -> Any:
         """Stay in evaluation mode: a teacher's batch norm must not learn. Chapter: 10."""
         return super().train(False)
 

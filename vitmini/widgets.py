@@ -1,6 +1,6 @@
 """Explorers for the rendered page and for a notebook: plain HTML, no kernel, no library.
 
-Chapter: 0 shows the first one.
+Chapter: 0 shows the first one, 11 the explorer of attention.
 """
 
 from __future__ import annotations

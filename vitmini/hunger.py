@@ -86,16 +86,16 @@ def plan_hunger(profile: Profile) -> Plan:
 
 
 def rounds_of(plan: Plan, profile: Profile) -> list[Round]:
-    """Order what is to be trained by its worth: a first look at everything, then more seeds."""
+    """Order what is to be trained by its worth: a first look, more seeds, the other changes."""
     whole = (plan.recipe.epochs,)
     (other,) = set(AUGMENTATIONS) - {plan.main}
-    first = [
+    more = profile.pick(ci=0, cpu=2, gpu=2)
+    return [
         Round(plan.main, 0, plan.sizes, whole),
         Round(plan.main, 0, plan.sizes[-1:], plan.lengths),
+        *[Round(plan.main, seed, plan.sizes, whole) for seed in range(1, 1 + more)],
         Round(other, 0, plan.sizes, whole),
     ]
-    more = profile.pick(ci=0, cpu=2, gpu=2)
-    return first + [Round(plan.main, seed, plan.sizes, whole) for seed in range(1, 1 + more)]
 
 
 def data_hunger(profile: Profile, rounds: int | None = None) -> dict[str, Any]:

@@ -350,7 +350,7 @@ def against(
         )
     axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
     places = sorted({place for x, _ in series.values() for place in x})
-    if len(places) <= 6:  # few places: name them, in plain numbers
+    if len(places) <= 6 and places[-1] < 1e6:  # name them, in plain numbers
         axes.set_xticks(places, [f"{place:,g}" for place in places])
         axes.minorticks_off()
     axes.margins(y=0.15)

@@ -354,7 +354,10 @@ def against(
         axes.set_xticks(places, [f"{place:,g}" for place in places])
         axes.minorticks_off()
     axes.margins(y=0.15)
-    axes.legend(loc="best", fontsize=10)
+    if len(series) > 3:  # too many to find room beside the curves
+        figure.legend(loc="outside lower center", ncols=2, fontsize=10, frameon=False)
+    else:
+        axes.legend(loc="best", fontsize=10)
     return figure
 
 

@@ -433,6 +433,55 @@ def training() -> None:
     save(figure, "07-build.png")
 
 
+def three_models() -> None:
+    """ViT, hybrid and ResNet on one photograph; maps and tokens are those of fresh weights."""
+    from vitmini.baselines import feature_map
+
+    torch.manual_seed(0)
+    photo = vm.load_photo("cat", 32)
+    images = photo[None].float() / 127.5 - 1
+    cnn: Any = feature_map(vm.create_baseline("resnet18_cifar")).eval()
+    vit: Any = vm.create_model("vit_cifar")
+    hybrid: Any = vm.create_baseline("hybrid_cifar").eval()
+    with torch.no_grad():
+        maps = {  # the length of the features, at each position
+            "hybrid": [hybrid.cnn[:n](images)[0].norm(dim=0) for n in (4, 5, 6)],
+            "ResNet": [cnn[:n](images)[0].norm(dim=0) for n in (4, 5, 6, 7)],
+        }
+        patches = vit.patch_embed(images)[0]
+        positions = hybrid.vit.patch_embed(hybrid.cnn(images))[0]
+    figure, axes = canvas(8, 4.2)
+    rows = (("ViT", 29.2, patches), ("hybrid", 16.2, positions), ("ResNet", 3.2, None))
+    for name, y, tokens in rows:
+        axes.text(0.5, y + 5.2, name, va="center", fontsize=15, weight="bold")
+        show(axes, photo, 10.6, y, 10.5, 10.5)
+        x = 25.2
+        if name == "ViT":
+            grid(axes, 10.6, y, 10.5, 8)
+            axes.text(26.8, y + 5.2, "patches, one by one", va="center", fontsize=13, color=GREY)
+        else:
+            for i, features in enumerate(maps[name]):
+                side = (9.5, 6.5, 4.2, 2.6)[i]
+                middle = y + 5.2 - side / 2
+                show(axes, features, x, middle, side, side, cmap="inferno")
+                count = features.shape[0]
+                axes.text(x + side / 2, y - 1.1, f"{count}", ha="center", va="center", fontsize=12)
+                x += side + 1.6
+        arrow(axes, 21.5, y + 5.2, 3.2)
+        arrow(axes, 50.5 if tokens is not None else 54, y + 5.2, 2.6)
+        if tokens is not None:
+            scale = tokens.abs().quantile(0.95)
+            bars(axes, tokens[[0, 18, 27, 36, 54], :8] / scale, 53.7, y + 8, 6.5, 2)
+            arrow(axes, 60.7, y + 5.2, 2.2)
+            box(axes, 63.4, y + 0.7, 8.2, 9, "blocks", BLUE)
+        else:
+            box(axes, 58, y + 2.2, 13.6, 6, "mean", GREEN)
+        arrow(axes, 72.2, y + 5.2, 2.2)
+        axes.text(77.3, y + 5.2, "class", ha="center", va="center", fontsize=13)
+    axes.set(xlim=(0, 80), ylim=(0, 42))
+    save(figure, "08-build.png")
+
+
 def main() -> None:
     STATIC.mkdir(exist_ok=True)
     svg("icon.svg", 64, 64, "Sixteen coloured tiles", icon())
@@ -448,6 +497,7 @@ def main() -> None:
     initialisation()
     whole_model()
     training()
+    three_models()
 
 
 if __name__ == "__main__":

@@ -109,3 +109,16 @@ def test_the_figures_fit_a_phone_and_a_stored_notebook():
 def test_a_picture_that_cannot_be_drawn_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_sizes_are_named_in_plain_numbers_and_flops_in_powers_of_ten():
+    metric = {"mean": 0.5, "stderr": 0.01}
+    labels = []
+    for places in ((500, 2_000, 10_000), (3e11, 2e12, 2e13)):
+        figure = vm.plot.against({"ViT": (places, [metric] * 3)}, "x", "accuracy (%)")
+        figure.canvas.draw()
+        [axes] = figure.axes
+        assert axes.get_ylim()[0] < 49 and axes.get_ylim()[1] > 51  # the errors are in sight
+        labels.append([text.get_text() for text in axes.get_xticklabels()])
+    assert labels[0] == ["500", "2,000", "10,000"]
+    assert all("10^" in text for text in labels[1])

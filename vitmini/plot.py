@@ -328,6 +328,39 @@ def groups(
     return figure
 
 
+def against(
+    series: Mapping[str, tuple[Sequence[float], Sequence[Mapping[str, Any]]]],
+    xlabel: str,
+    ylabel: str,
+    factor: float = 100.0,
+) -> Figure:
+    """Draw means and standard errors against numbers on a logarithmic axis. Chapter: 8.
+
+    Each value of a series is a metric of a stored result, with `mean` and `stderr`.
+    """
+    figure, [[axes]] = _new(1, 1, (5.8, 3.2))
+    for (name, (x, metrics)), mark in zip(series.items(), ("o-", "s--", "^-.", "v:"), strict=False):
+        axes.errorbar(
+            x,
+            [factor * m["mean"] for m in metrics],
+            yerr=[factor * m["stderr"] for m in metrics],
+            fmt=mark,
+            capsize=4,
+            label=name,
+        )
+    axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
+    places = sorted({place for x, _ in series.values() for place in x})
+    if len(places) <= 6 and places[-1] < 1e6:  # name them, in plain numbers
+        axes.set_xticks(places, [f"{place:,g}" for place in places])
+        axes.minorticks_off()
+    axes.margins(y=0.15)
+    if len(series) > 3:  # too many to find room beside the curves
+        figure.legend(loc="outside lower center", ncols=2, fontsize=10, frameon=False)
+    else:
+        axes.legend(loc="best", fontsize=10)
+    return figure
+
+
 def attention_matrix(
     weights: Tensor, rows: Sequence[str], columns: Sequence[str], title: str = ""
 ) -> Figure:

@@ -336,15 +336,22 @@ def against(
 ) -> Figure:
     """Draw means and standard errors against numbers on a logarithmic axis. Chapter: 8.
 
-    Each value of a series is a metric of a stored result, with `mean` and `stderr`.
+    Each value of a series is a metric of a stored result, with `mean` and `stderr`. Names such as
+    "ViT, weak" and "ViT, strong" share a colour and differ in their lines.
     """
     figure, [[axes]] = _new(1, 1, (5.8, 3.2))
-    for (name, (x, metrics)), mark in zip(series.items(), ("o-", "s--", "^-.", "v:"), strict=False):
+    families = list(dict.fromkeys(name.partition(", ")[0] for name in series))
+    kinds = list(dict.fromkeys(name.partition(", ")[2] for name in series))
+    for name, (x, metrics) in series.items():
+        family, _, kind = name.partition(", ")
+        own = families.index(family)
+        style = own if len(kinds) == 1 else kinds.index(kind)
         axes.errorbar(
             x,
             [factor * m["mean"] for m in metrics],
             yerr=[factor * m["stderr"] for m in metrics],
-            fmt=mark,
+            fmt="os^vDP"[own % 6] + ("-", "--", "-.", ":")[style % 4],
+            color=f"C{own}",
             capsize=4,
             label=name,
         )

@@ -79,7 +79,11 @@ def receptive_field(function: Callable[[Layers], Any]) -> None:
             "the strides are missing: after a stride of 2, neighbours lie 2 pixels apart": alone,
             "a stride acts on the layers after it, not on its own kernel": _field(layers, own=True),
             "strides multiply along the way, they do not add": _field(layers, add=True),
-            "a position sees at least its own pixel: begin with 1": target - 1,
+            (
+                "a kernel of k adds k - 1 steps, and none more than that"
+                if layers
+                else "a position sees at least its own pixel: begin with 1"
+            ): target - 1,
             "that is the product of the strides, the distance between two positions": math.prod(
                 stride for _, stride in layers
             ),
@@ -115,6 +119,16 @@ def balanced(function: Callable[[Tensor, int], Any]) -> None:
             )
             got = [int((labels[ids] == c).sum()) for c in classes]
             random = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+            again = _indices(attempt(function, labels, per_class), where, len(labels))
+            expect(
+                set(again.tolist()) == set(ids.tolist()),
+                f"{where}two calls chose differently: seed the generator as the text says",
+            )
+            placed = set(random[ids].tolist()) == set(_balanced(labels, per_class).tolist())
+            expect(
+                not placed or set(ids.tolist()) == set(random[ids].tolist()),
+                f"{where}these are places in the random order: return order[...], the images",
+            )
             first_ones = set(random[:wanted].tolist()) == set(ids.tolist())
             expect(
                 got == [per_class] * len(classes),
@@ -195,8 +209,13 @@ def images_needed(function: Callable[..., Any]) -> None:
         ([500, 2000, 10000], [0.3, 0.45, 0.62], 0.62),
     )
     for sizes, accuracies, goal in cases:
-        got = expect_number(attempt(function, list(sizes), list(accuracies), goal), "1400.0")
         target = _needed(sizes, accuracies, goal)
+        given = attempt(lambda *a: (function(*a),), list(sizes), list(accuracies), goal)[0]
+        expect(
+            given is not None or goal not in accuracies,
+            f"target {goal} is a measured accuracy: return its size, {target:.0f}, not None",
+        )
+        got = expect_number(given, "1400.0")
         where = f"sizes {sizes}, accuracies {accuracies}, target {goal}"
         ends = ([sizes[0], sizes[-1]], [accuracies[0], accuracies[-1]])
         slips = {

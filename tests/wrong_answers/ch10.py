@@ -12,7 +12,9 @@ def kl_of(reduction="batchmean", power=2, swap=False, dim=1, soften=(True, True)
         teacher = teacher.detach() if stop else teacher
         q = (student / by_student).log_softmax(dim)
         p = (teacher / by_teacher).log_softmax(dim)
-        return F.kl_div(q, p, reduction=reduction, log_target=True) * temperature**power
+        terms = F.kl_div(q, p, reduction="none", log_target=True) * temperature**power
+        over = {"batchmean": len(student), "mean": student.numel(), "sum": 1}[reduction]
+        return terms.sum() / over
 
     return soft_loss
 

@@ -148,7 +148,7 @@ def answers(
 
     Shapes: `probabilities` (pictures, K); the bars of all have one scale, from 0 to 1.
     """
-    figure, grid = _new(2, len(pictures), (1.5 * len(pictures), 3.4), height_ratios=(1, 1.3))
+    figure, grid = _new(2, len(pictures), (1.3 * len(pictures), 3.4), height_ratios=(1, 1.3))
     for i, (above, below) in enumerate(grid.T):
         _picture(above, pictures[i])
         above.set_title(titles[i], fontsize=10)

@@ -482,6 +482,52 @@ def three_models() -> None:
     save(figure, "08-build.png")
 
 
+def distillation() -> None:
+    """One cut photograph for both: its tokens are those of an untrained distilled ViT."""
+    from vitmini.augment import resized_crop
+
+    photo, one = vm.load_photo("cat", 128).float()[None], torch.ones(1)
+    cut = resized_crop(photo, one * 6, one * 14, one * 92, one * 92, (32, 32)).flip(-1)
+    cut = cut.round().clamp(0, 255).to(torch.uint8)
+    torch.manual_seed(0)
+    model = vm.create_model("vit_cifar_mini", distilled=True)
+    with torch.no_grad():
+        first = model.embed(normalize(cut, (0.5,) * 3, (0.25,) * 3))[0]
+        last = model.norm(model.blocks(first[None]))[0]
+    figure, axes = canvas(8, 3.6)
+    show(axes, cut[0], 0.8, 14, 15, 15)
+    axes.text(8.3, 10.2, "one cut picture\nfor both", ha="center", va="center", fontsize=13)
+    path: Any = {"arrowstyle": "-|>", "mutation_scale": 18, "color": GREY, "lw": 2}
+    for start, end in (((16.5, 25), (21, 28.5)), ((16.5, 17), (24, 7.5))):
+        axes.add_patch(FancyArrowPatch(start, end, **path))
+    kept = first[[0, 1, 10, 20, 28, 37, 45], :10]
+    kept = kept / kept.norm(dim=1, keepdim=True) * 2  # prefix tokens start small
+    bars(axes, kept, 22.3, 35.2, 10, 2.4)
+    for row, color in ((0, RED), (1, GREEN)):
+        place = (22, 34.9 - 2.4 * row)
+        axes.add_patch(Rectangle(place, 10.6, 2.35, fill=False, ec=color, lw=2.4))
+    axes.text(27.3, 17.6, "2 tokens, patches", ha="center", va="center", fontsize=13)
+    arrow(axes, 33.4, 28.5, 2.6)
+    box(axes, 36.6, 20.5, 9.5, 16.5, "ViT", BLUE)
+    axes.text(41.4, 17.6, "student", ha="center", va="center", fontsize=13)
+    arrow(axes, 46.8, 28.5, 2.6)
+    both = last[:2, :10] / last[:2].abs().max() * 1.5
+    for row, color, head in ((0, RED, "class head"), (1, GREEN, "distillation head")):
+        y = 32.7 - 9 * row
+        bars(axes, both[row][None], 50.3, y, 10, 2.4)
+        axes.add_patch(Rectangle((50, y - 0.3), 10.6, 2.35, fill=False, ec=color, lw=2.4))
+        axes.text(62, y + 0.9, head, ha="left", va="center", fontsize=13, color=color)
+    axes.text(62, 30.6, "learns the label", ha="left", va="center", fontsize=13)
+    axes.text(62, 21.6, "learns what the", ha="left", va="center", fontsize=13)
+    axes.text(62, 18.8, "teacher decides", ha="left", va="center", fontsize=13)
+    box(axes, 25, 3.2, 21, 8.6, "ResNet, frozen", GREY)
+    axes.text(35.5, 13.6, "teacher", ha="center", va="center", fontsize=13)
+    axes.plot([46.5, 69], [7.5, 7.5], color=GREY, lw=2)
+    axes.add_patch(FancyArrowPatch((69, 7.3), (69, 17.6), **path))
+    axes.set(xlim=(0, 80), ylim=(2, 38))
+    save(figure, "10-build.png")
+
+
 def main() -> None:
     STATIC.mkdir(exist_ok=True)
     svg("icon.svg", 64, 64, "Sixteen coloured tiles", icon())
@@ -498,6 +544,7 @@ def main() -> None:
     whole_model()
     training()
     three_models()
+    distillation()
 
 
 if __name__ == "__main__":

@@ -457,6 +457,19 @@ def test_a_distilled_run_resumes_to_the_same_bytes(distilled, resnet, few, tmp_p
     assert whole == parts
 
 
+def test_a_teacher_class_that_a_notebook_defines_teaches_like_the_librarys(resnet, few):
+    """Chapter 10 shows the class, so that a reader's `Teacher` is not the library's."""
+    own = type("Teacher", (nn.Module,), dict(vars(Teacher)) | {"train": nn.Module.train})
+    one = Teacher(resnet, (0.5,), (0.25,))
+    twin = own.__new__(own)
+    twin.__dict__.update(copy.deepcopy(one.__dict__))
+    assert not isinstance(twin, Teacher)
+    models = [student(), student()]
+    for model, teacher in zip(models, (one, twin), strict=True):
+        vm.train(model, few, dataclasses.replace(SHORT, epochs=1), teacher=teacher)
+    assert fingerprint(models[0]) == fingerprint(models[1])
+
+
 def test_a_run_goes_on_with_its_own_teacher_alone(resnet, few, tmp_path):
     config, folder = dataclasses.replace(SHORT, epochs=1), tmp_path / "run"
     vm.train(student(), few, config, folder, teacher=resnet)

@@ -138,6 +138,66 @@ def confusion(matrix: Tensor, classes: Sequence[str]) -> Figure:
     return figure
 
 
+def answers(
+    pictures: Sequence[Tensor],
+    probabilities: Tensor,
+    classes: Sequence[str],
+    titles: Sequence[str],
+) -> Figure:
+    """Draw pictures (C, H, W) side by side, each above what a classifier answers. Chapter: 10.
+
+    Shapes: `probabilities` (pictures, K); the bars of all have one scale, from 0 to 1.
+    """
+    figure, grid = _new(2, len(pictures), (1.3 * len(pictures), 3.4), height_ratios=(1, 1.3))
+    for i, (above, below) in enumerate(grid.T):
+        _picture(above, pictures[i])
+        above.set_title(titles[i], fontsize=10)
+        below.barh(range(len(classes)), probabilities[i].tolist(), color=BLUE)
+        below.set(xlim=(0, 1), ylim=(len(classes) - 0.5, -0.5))
+        below.set_xticks((0, 0.5, 1), ("0", "0.5", "1"))
+        below.set_yticks(range(len(classes)), classes if i == 0 else [""] * len(classes))
+        below.tick_params(labelsize=9)
+    figure.supxlabel("probability", fontsize=11)
+    return figure
+
+
+def rows(labels: Sequence[str], metrics: Sequence[Mapping[str, Any]], xlabel: str) -> Figure:
+    """Draw the mean and standard error of each label, a row each, with its value. Chapter: 10.
+
+    Each metric is one of a stored result, with `mean` and `stderr`, drawn in percent.
+    """
+    figure, [[axes]] = _new(1, 1, (5.8, 0.8 + 0.36 * len(labels)))
+    places = range(len(labels))
+    values = [100 * m["mean"] for m in metrics]
+    errors = [100 * m["stderr"] for m in metrics]
+    axes.errorbar(values, places, xerr=errors, fmt="o", color=BLUE, capsize=4, markersize=6)
+    for y, (value, error) in enumerate(zip(values, errors, strict=True)):
+        place = (value + error, y)
+        axes.annotate(f"{value:.1f}", place, (8, 0), textcoords="offset points", va="center")
+    axes.set_yticks(places, labels)
+    axes.set(xlabel=xlabel, ylim=(len(labels) - 0.5, -0.5))
+    axes.margins(x=0.15)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return figure
+
+
+def differences(table: Tensor, names: Sequence[str]) -> Figure:
+    """Draw how often each two classifiers differ, (M, M) shares, in percent. Chapter: 10."""
+    figure, [[axes]] = _new(1, 1, (5.6, 4.6))
+    top = table.max().item()
+    axes.imshow(table.cpu(), cmap="Blues", vmin=0, vmax=max(top, 1e-6))
+    for i, row in enumerate(table.tolist()):
+        for j, value in enumerate(row):
+            color = "white" if value > 0.6 * top else "black"
+            words = "" if i == j else f"{100 * value:.1f}"
+            axes.text(j, i, words, ha="center", va="center", color=color, fontsize=10)
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_title("images that two answer differently (%)", fontsize=11)
+    return figure
+
+
 def patch_lines(image: Tensor, patch_size: int | tuple[int, int], title: str = "") -> Figure:
     """Draw an image (C, H, W) with the borders of its patches. Chapter: 1."""
     figure, [[axes]] = _new(1, 1, (3.4, 3.4))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -95,14 +95,15 @@ def train(
         raise ValueError(f"teacher must be given: the recipe's distill is {config.distill!r}")
     if teacher is not None:
         config = distilling(config)
-        if not isinstance(teacher, Teacher):
+        if type(teacher).__name__ != "Teacher":  # by name: a notebook may define its own
             teacher = Teacher(teacher, data.mean, data.std)
+    taught_by = cast("Teacher | None", teacher)
     if out is None:
-        return _train(model, data, config, None, teacher, on_epoch)
+        return _train(model, data, config, None, taught_by, on_epoch)
     model_config(model)
-    folder = check_run(out, config, resume, teacher)
+    folder = check_run(out, config, resume, taught_by)
     with lock_run(folder):
-        return _train(model, data, config, folder, teacher, on_epoch)
+        return _train(model, data, config, folder, taught_by, on_epoch)
 
 
 def distilling(config: TrainConfig) -> TrainConfig:

@@ -58,10 +58,11 @@ def distillation_loss(
 
 
 def soft_term(student_logits: Tensor, teacher_logits: Tensor, temperature: float = 3.0) -> Tensor:
-    """T² KL(teacher || student) of the softmaxes at temperature T.
+    """τ² KL(teacher || student) of the softmaxes at temperature τ.
 
-    The square keeps the gradient's size: softening divides it by about T².
-    Shapes: logits (B, K) -> (), summed over classes, averaged over the batch, in nats.
+    The square keeps the gradient's size: softening divides it by about τ².
+    Shapes: logits (B, K) -> (), summed over classes, averaged over the batch, in nats (natural
+        logarithms).
     Raises: `ValueError` when `temperature` is not positive and finite, or the shapes differ.
     Source: Touvron et al. 2021, eq. 2, second part; Hinton et al. 2015, section 2.
     Chapter: 10
@@ -221,7 +222,7 @@ class Teacher(nn.Module):
 
 
 def _filled(values: Sequence[float], like: Tensor) -> Tensor:
-    """A number a channel, (C, 1, 1), filled in on the device: a copy would make it wait."""
+    """A number a channel, (C, 1, 1), filled in there: copying from the CPU makes a GPU wait."""
     parts = [torch.full((1, 1), v, dtype=like.dtype, device=like.device) for v in values]
     return torch.stack(parts)
 

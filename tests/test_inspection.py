@@ -155,6 +155,24 @@ def test_a_scale_of_ones_own_is_honoured():
     assert close(attention_maps(model, images), torch.full_like(before, 1 / 16))
 
 
+def test_attention_without_a_scale_or_a_proj_is_scaled_as_the_paper_says():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.num_heads, self.qkv, self.out = 2, nn.Linear(3, 24), nn.Linear(8, 3)
+
+        def forward(self, images):
+            x = images.flatten(2).transpose(1, 2)  # a token a pixel
+            q, k, v = self.qkv(x).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+            out = nn.functional.scaled_dot_product_attention(q, k, v)
+            return self.out(out.transpose(1, 2).flatten(2))
+
+    model, images = grown(Plain()), torch.randn(2, 3, 2, 2)
+    q, k, _ = model.qkv(images.flatten(2).mT).unflatten(2, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+    expected = vm.attention_weights(q, k)[None]
+    assert close(attention_maps(model, images), expected.detach())
+
+
 def test_a_hybrid_shows_the_maps_of_its_transformer():
     torch.manual_seed(0)
     model = vm.create_baseline("hybrid_mini").eval()
@@ -254,12 +272,15 @@ def test_scores_of_any_size_are_shown(scale, dtype):
     assert close(maps.sum(dim=-1), torch.ones(maps.shape[:-1]), 1e-6)
 
 
-def test_a_large_bias_is_rounded_as_the_kernel_rounds_it():
+def test_a_bias_is_rounded_as_the_kernel_rounds_it():
     model = small(pos_embed="relative")
     for block in model.blocks:
-        block.attn.rel_pos.offsets.data.mul_(30)
+        nn.init.normal_(block.attn.rel_pos.offsets, std=20)  # bfloat16 knows one in 256 of it
     with torch.autocast("cpu", torch.bfloat16):
         assert attention_maps(model, pictures(model)).shape[0] == L
+    attn = model.blocks[0].attn
+    weights, _ = recompute_attention(attn, torch.zeros(1, 16, 48, dtype=torch.bfloat16))
+    assert close(weights[0], attn.rel_pos().bfloat16().float().softmax(dim=-1), 1e-6)
 
 
 def test_a_wrapped_qkv_is_an_attentions_too():

@@ -339,3 +339,48 @@ def test_too_little_memory_names_a_size_that_fits(few):
             vm.train(model, few, config)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.mark.parametrize("how", ["float32", "bfloat16", "float16", "autocast", "compiled"])
+def test_attention_maps_of_the_devices_kernels_are_those_of_the_cpu(how):
+    torch.manual_seed(0)
+    for options in ({}, {"pos_embed": "relative"}, {"distilled": True}):
+        model = vm.create_model("vit_cifar_tiny", depth=3, **options).eval()
+        images = torch.randn(4, 3, 32, 32)
+        expected = vm.attention_maps(model, images)
+        distance = vm.measure_attention_distance(model, images)
+        model = model.to(DEVICE, {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(how))
+        if how == "compiled":
+            model = torch.compile(model)
+            with torch.no_grad():
+                model(images.to(DEVICE))
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=how == "autocast"):
+            maps = vm.attention_maps(model, images)  # images are moved
+            measured = vm.measure_attention_distance(model, images)
+        assert maps.dtype == torch.float32 and maps.device.type == DEVICE
+        assert (maps.cpu() - expected).abs().max() < (
+            1e-4 if how in ("float32", "compiled") else 1e-2
+        )
+        assert (measured.cpu() - distance).abs().max() < 0.2
+
+
+def test_one_layers_maps_need_the_memory_of_one_layer():
+    model = vm.create_model("vit_tiny_patch16_224", image_size=384).to(DEVICE).eval()
+    images = torch.randn(8, 3, 384, 384, device=DEVICE)
+    vm.attention_maps(model, images[:1], 0)
+    layer = 8 * 3 * 577 * 577 * 4
+    for look, layers in (
+        (lambda: vm.attention_maps(model, images, -1), 5),
+        (lambda: vm.measure_attention_distance(model, images, batch_size=8), 6),
+    ):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        look()
+        assert torch.cuda.max_memory_allocated() - before < layers * layer, "12 layers were kept"
+
+
+def test_a_model_on_the_device_is_resized_there():
+    model = vm.create_model("vit_cifar_tiny", pos_embed="relative", depth=2).to(DEVICE).eval()
+    other = model.resized((48, 32))
+    assert all(t.device.type == DEVICE for t in other.state_dict().values())
+    assert other(torch.randn(2, 3, 48, 32, device=DEVICE)).shape == (2, 10)

@@ -560,6 +560,35 @@ def test_moving_the_patches_moves_the_maps_where_there_are_no_positions(move):
         assert close(cls_attention(attention_maps(model, moved), (4, 4)), pictured.rot90(1, (3, 4)))
 
 
+def test_patches_in_another_shape_attend_alike_where_there_are_no_positions():
+    wide, tall = (small(pos_embed="none", image_size=size) for size in ((12, 20), (20, 12)))
+    images = pictures(wide)
+    reshaped = vm.unpatchify(vm.patchify(images, 4), 4, (20, 12))
+    assert close(attention_maps(tall, reshaped), attention_maps(wide, images))
+    with_positions = [small(pos_embed="sincos2d", image_size=s) for s in ((12, 20), (20, 12))]
+    one, other = (
+        attention_maps(m, x) for m, x in zip(with_positions, (images, reshaped), strict=True)
+    )
+    assert not close(one, other, 1e-2)
+
+
+@pytest.mark.parametrize("pos_embed", ["none", "relative"])
+def test_a_crops_first_layer_is_what_is_left_of_the_whole_ones_brought_back_to_1(pos_embed):
+    """Scores depend on the two patches and the offset between them: the softmax forgets some."""
+    model = small(pos_embed=pos_embed, pool="mean", image_size=(16, 20))
+    cropped = vm.ViT(vm.ViTConfig(**{**vars(model.config), "image_size": (8, 12)})).eval()
+    weights = dict(model.state_dict())
+    for name, tensor in weights.items():
+        if name.endswith("offsets"):  # of 4x5 patches those that 2x3 patches have
+            weights[name] = tensor[:, 2:5, 2:7]
+    cropped.load_state_dict(weights)
+    images = pictures(model)
+    kept = torch.arange(20).view(4, 5)[1:3, 2:5].flatten()
+    part = attention_maps(model, images, 0)[..., kept, :][..., kept]
+    crop = attention_maps(cropped, images[..., 4:12, 8:20], 0)
+    assert close(crop, part / part.sum(dim=-1, keepdim=True))
+
+
 def test_maps_of_a_batch_are_those_of_its_images():
     model = small()
     images = pictures(model, 4)

@@ -386,6 +386,17 @@ def test_resizing_draws_no_random_numbers_and_needs_no_second_initialisation():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_the_class_can_be_written_into_a_notebook_cell_as_it_stands():
+    """A cell has no `from __future__ import annotations`: names in signatures must exist."""
+    import generate
+
+    names = dict(vars(vm.model))
+    names.pop("ViT")
+    exec(generate.definition("vitmini/model.py", "ViT"), names)
+    model = names["ViT"](small().config)
+    assert type(model.resized(16)) is names["ViT"] is not vm.ViT
+
+
 def test_a_class_of_ones_own_stays_what_it_is():
     class Own(vm.ViT):
         pass

@@ -181,7 +181,7 @@ class ViT(nn.Module):
         read = x[:, 0] if self.config.pool == "cls" else x[:, self.num_prefix_tokens :].mean(dim=1)
         return self.head(read)  # (B, K)
 
-    def resized(self, image_size: Any, mode: str = "bicubic", antialias: bool = True) -> ViT:
+    def resized(self, image_size: Any, mode: str = "bicubic", antialias: bool = True) -> Any:
         """A copy for images of another size; `mode` as for `resize_pos_embed`. Chapter: 13."""
         with torch.device("meta"):  # no weights of its own
             model = type(self)(replace(self.config, image_size=image_size))

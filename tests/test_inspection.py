@@ -252,6 +252,13 @@ def test_frozen_models_and_images_that_want_gradients_are_welcome():
     assert torch.equal(maps, expected) and not maps.requires_grad and not maps.is_inference()
 
 
+@pytest.mark.parametrize("look", [attention_maps, layer_tokens, measure_attention_distance])
+def test_a_model_that_learns_gives_numbers_without_a_graph(look):
+    model = small(pos_embed="relative").train()
+    found = look(model, pictures(model).requires_grad_())
+    assert found.grad_fn is None and not found.requires_grad
+
+
 def test_maps_are_the_same_in_inference_mode_and_with_checkpoints():
     model = small()
     images = pictures(model)

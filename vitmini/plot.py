@@ -453,6 +453,27 @@ def image_and_maps(
     return figure
 
 
+def head_distances(distances: Mapping[str, Tensor], uniform: float, top: float = 0.0) -> Figure:
+    """Draw mean attention distances (L, heads) in pixels, a dot a head, a panel a model.
+
+    The dashed line is where uniform attention lies; `top` is the largest distance to show.
+    Chapter: 11.
+    """
+    figure, grid = _new(1, len(distances), (2.9 * len(distances) + 0.4, 3.0), sharey=True)
+    largest = max([uniform, *(d.max().item() for d in distances.values())])
+    for axes, (title, values) in zip(grid[0], distances.items(), strict=True):
+        layers = range(1, len(values) + 1)
+        axes.axhline(uniform, color=GREY, linestyle="--", linewidth=1.2, label="uniform")
+        for head in range(values.shape[1]):
+            axes.plot(layers, values[:, head].cpu(), "o", color=BLUE, markersize=5, alpha=0.8)
+        axes.plot(layers, values.mean(dim=1).cpu(), "-", color=ORANGE, label="mean of the heads")
+        axes.set(title=title, xlabel="layer", ylim=(0, 1.08 * max(top, largest)))
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    grid[0][0].set_ylabel("mean attention distance (px)")
+    grid[0][-1].legend(loc="lower right", fontsize=9)
+    return figure
+
+
 def stacked(
     labels: Sequence[str], parts: Mapping[str, Sequence[float]], xlabel: str, title: str = ""
 ) -> Figure:

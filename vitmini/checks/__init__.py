@@ -103,7 +103,17 @@ def _show(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-from vitmini.checks import ch00, ch01, ch02, ch03, ch04, ch05, ch06, ch07  # noqa: E402  (they use the functions above)
+from vitmini.checks import (  # noqa: E402  (they use the functions above)
+    ch00,
+    ch01,
+    ch02,
+    ch03,
+    ch04,
+    ch05,
+    ch06,
+    ch07,
+    ch11,
+)
 
 __all__ = [
     "WrongAnswer",
@@ -116,6 +126,7 @@ __all__ = [
     "ch05",
     "ch06",
     "ch07",
+    "ch11",
     "confirm",
     "expect",
     "expect_no_slip",

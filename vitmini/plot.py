@@ -475,7 +475,7 @@ def queries_on_images(
         height, width = image.shape[1:]
         for axes, weights in zip(line[1:], found, strict=True):
             edges = (-0.5, width - 0.5, height - 0.5, -0.5)
-            axes.imshow(weights.detach().cpu(), cmap="inferno", vmin=0, extent=edges)
+            axes.imshow(weights.detach().cpu().numpy(), cmap="inferno", vmin=0, extent=edges)
             axes.text(
                 width / 2, height, f"up to {weights.max():.1%}", ha="center", va="top", fontsize=10
             )

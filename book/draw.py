@@ -434,7 +434,7 @@ def training() -> None:
 
 
 def attention_distances() -> None:
-    """One query of a near and of a far head, and the dots of all heads."""
+    """One query of the nearest and of the farthest head on a photograph."""
     model, card = vm.load_pretrained("vit_cifar_mini"), vm.load_card("vit_cifar_mini")
     cat = vm.load_photo("cat", 32)
     images = normalize(cat[None], card["mean"], card["std"])

@@ -528,6 +528,31 @@ def distillation() -> None:
     save(figure, "10-build.png")
 
 
+def attention_distances() -> None:
+    """One query of the nearest and of the farthest head on a photograph."""
+    model, card = vm.load_pretrained("vit_cifar_mini"), vm.load_card("vit_cifar_mini")
+    cat = vm.load_photo("cat", 32)
+    images = normalize(cat[None], card["mean"], card["std"])
+    maps = vm.attention_maps(model, images)[:, 0, :, 1:, 1:]  # (layers, heads, 64, 64)
+    far = vm.measure_attention_distance(model, images)  # (layers, heads)
+    query, side = 3 * 8 + 2, 20.0
+    figure, axes = canvas(8, 3.2)
+    show(axes, cat, 2, 9, side, side)
+    axes.text(2 + side / 2, 6, "a query", ha="center", va="center", fontsize=14)
+    for x, index in ((26, far.argmin()), (50, far.argmax())):
+        layer, head = divmod(int(index), far.shape[1])
+        weights = maps[layer, head, query].reshape(1, 8, 8)
+        show(axes, weights, x, 9, side, side, cmap="inferno", vmin=0)
+        words = f"layer {layer + 1}: {far[layer, head]:.1f} px"
+        axes.text(x + side / 2, 6, words, ha="center", va="center", fontsize=14)
+    for x in (2, 26, 50):
+        row, column, step = query // 8, query % 8, side / 8
+        place = (x + column * step, 9 + side - (row + 1) * step)
+        axes.add_patch(Rectangle(place, step, step, fill=False, ec="white", lw=2.5))
+    axes.set(xlim=(0, 72), ylim=(2, 31), aspect="equal")
+    save(figure, "11-build.png")
+
+
 def main() -> None:
     STATIC.mkdir(exist_ok=True)
     svg("icon.svg", 64, 64, "Sixteen coloured tiles", icon())
@@ -545,6 +570,7 @@ def main() -> None:
     training()
     three_models()
     distillation()
+    attention_distances()
 
 
 if __name__ == "__main__":

@@ -149,6 +149,7 @@ def test_pictures_are_as_clear_in_dark_mode_as_in_light(desk):
 def span_of_tones(image) -> float:
     """From the darkest to the lightest of what an image shows, where it stands."""
     tones = np.asarray(Image.open(io.BytesIO(image.screenshot())).convert("L"), dtype=float)
+    tones = tones[2:-2, 2:-2]  # the edge may lie within a pixel, whose rest is the page
     low, high = np.percentile(tones, [0.5, 99.5])
     return high - low
 
@@ -167,9 +168,9 @@ def test_formulas_are_set(phone, page):
 
 
 def steppers(visit, page):
-    found = visit.page.locator("figure.vm-stepper").all()
+    found = visit.page.locator("figure:is(.vm-stepper, .vm-explorer)").count()
     assert found or not page.startswith("notebooks/"), "a chapter has an explorer"
-    for stepper in found:
+    for stepper in visit.page.locator("figure.vm-stepper").all():
         yield stepper, stepper.locator("input[type=range]")
 
 
@@ -224,6 +225,81 @@ def test_explorers_answer_to_a_finger(phone, page):
         phone.page.touchscreen.tap(left, y)
         assert shown(stepper) == 0
         assert slider.bounding_box()["height"] >= 24 and right - left >= 24
+
+
+def explorers(visit):
+    """Each explorer of maps with its words, its sliders and what shows the patch and the map."""
+    for figure in visit.page.locator("figure.vm-explorer").all():
+        figure.scroll_into_view_if_needed()
+        sliders = figure.locator("input[type=range]").all()
+        yield figure, figure.locator("p"), sliders, figure.locator("canvas").all()
+
+
+def corners(sliders, canvas):
+    """Points in the first and in the last patch, and the words that name these."""
+    rows, columns = (int(slider.get_attribute("max")) + 1 for slider in sliders[-2:])
+    box = canvas.bounding_box()
+    for row, column in ((1, 1), (rows, columns)):
+        x = box["x"] + (column - 0.5) / columns * box["width"]
+        y = box["y"] + (row - 0.5) / rows * box["height"]
+        yield x, y, f"The patch in row {row}, column {column} "
+
+
+def test_explorers_of_maps_answer_to_the_arrow_keys(desk):
+    for figure, words, sliders, canvases in explorers(desk):
+        for slider in sliders:
+            last = int(slider.get_attribute("max"))
+            slider.focus()
+            desk.page.keyboard.press("Home")
+            seen = [words.inner_text()]
+            for _ in range(last):
+                desk.page.keyboard.press("ArrowRight")
+                seen.append(words.inner_text())
+            assert slider.input_value() == str(last)
+            # two heads may agree, two places have other names
+            assert len(set(seen)) == last + 1 or slider not in sliders[-2:]
+            assert len(set(seen)) > 1 or last == 0
+            assert canvases[-1].get_attribute("aria-label") == f"Map. {seen[-1]}"
+        for chooser in figure.locator("select").all():
+            chooser.focus()
+            desk.page.keyboard.press("ArrowDown")
+            assert words.inner_text().startswith("The class token ")
+            desk.page.keyboard.press("Home")
+            assert words.inner_text().startswith("The patch in ")
+
+
+def test_explorers_of_maps_answer_to_the_pointer(desk):
+    for _, words, sliders, canvases in explorers(desk):
+        for canvas in canvases:
+            (x, y, first), (right, low, last) = corners(sliders, canvas)
+            desk.page.mouse.click(x, y)
+            assert words.inner_text().startswith(first)
+            desk.page.mouse.down()
+            desk.page.mouse.move(right, low, steps=3)
+            desk.page.mouse.up()
+            assert words.inner_text().startswith(last)
+
+
+def test_explorers_of_maps_answer_to_a_finger(phone):
+    for _, words, sliders, canvases in explorers(phone):
+        for canvas in canvases:
+            for x, y, name in corners(sliders, canvas):
+                phone.page.touchscreen.tap(x, y)
+                assert words.inner_text().startswith(name)
+        for slider in sliders:
+            left, right, y = ends(slider)
+            phone.page.touchscreen.tap(left, y)
+            assert slider.input_value() == "0"
+            assert slider.bounding_box()["height"] >= 24 and right - left >= 24
+
+
+def test_the_picture_of_an_explorer_lies_below_its_frame(desk):
+    for scheme in ("light", "dark"):
+        desk.prefer(scheme)
+        for figure, _, _, canvases in explorers(desk):
+            for image in figure.locator("img").all():
+                padding = image.evaluate("e => getComputedStyle(e).padding")
+                assert padding == "0px" and image.bounding_box() == canvases[0].bounding_box()
 
 
 def ends(slider) -> tuple[float, float, float]:

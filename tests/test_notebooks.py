@@ -123,10 +123,13 @@ def test_every_figure_has_a_text_for_those_who_do_not_see_it(path):
     for cell in code_cells(read(path)):
         figures = [o for o in cell.outputs if "image/png" in o.get("data", {})]
         drawn = "vm.plot." in cell.source.splitlines()[-1] or "vm.plot." in cell.source[-200:]
-        if "vm.widgets.stepper" in cell.source:
+        if re.search(r"vm\.widgets\.(stepper|\w+_explorer)\(", cell.source):
             html = "".join(o["data"].get("text/html", "") for o in cell.outputs if "data" in o)
+            assert '<figure class="vm-' in html, f"no explorer came out of:\n{cell.source}"
             alts = re.findall(r'<img [^>]*alt="([^"]*)"', html)
-            assert alts and all(len(alt) > 20 for alt in alts)
+            # an explorer of maps may stand without a picture: its map has a text that changes
+            assert alts or "<canvas" in html
+            assert len(alts) == html.count("<img ") and all(len(alt) > 20 for alt in alts)
         elif figures or drawn:
             assert len(figures) == 1, f"no figure came out of:\n{cell.source}"
             assert len(cell.metadata["mystnb"]["image"]["alt"]) > 60

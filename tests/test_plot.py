@@ -122,3 +122,35 @@ def test_sizes_are_named_in_plain_numbers_and_flops_in_powers_of_ten():
         labels.append([text.get_text() for text in axes.get_xticklabels()])
     assert labels[0] == ["500", "2,000", "10,000"]
     assert all("10^" in text for text in labels[1])
+
+
+# Attention ------------------------------------------------------------------------------------
+
+
+def test_queries_are_framed_and_each_map_says_its_largest_weight():
+    maps = torch.full((2, 2, 3, 6), 0.01)
+    maps[1, 0, 2, 5] = 0.25
+    figure = vm.plot.queries_on_images([CAT, CAT], maps, [(0, 1), (2, 5)], ["near", "far"])
+    axes = figure.axes
+    assert len(axes) == 6 and [a.get_title() for a in axes[:3]] == ["image", "near", "far"]
+    words = [a.texts[0].get_text() for a in axes if a.texts]
+    assert words == ["up to 1.0%", "up to 1.0%", "up to 25.0%", "up to 1.0%"]
+    height, width = CAT.shape[1:]
+    for place, (row, column) in ((0, (0, 1)), (2, (0, 1)), (4, (2, 5))):
+        frame = axes[place].patches[-1]
+        assert frame.get_xy() == (column * width / 6 - 0.5, row * height / 3 - 0.5)
+        assert (frame.get_width(), frame.get_height()) == (width / 6, height / 3)
+
+
+def test_distances_stand_beside_their_lines_of_reference():
+    far = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+    figure = vm.plot.head_distances({"a": far, "b": far}, uniform=4.0, near=1.5)
+    for axes in figure.axes:
+        lines = {line.get_label(): line for line in axes.lines}
+        assert list(lines["uniform"].get_ydata()) == [4.0, 4.0]
+        assert list(lines["3 x 3 around"].get_ydata()) == [1.5, 1.5]
+        assert list(lines["mean of the heads"].get_ydata()) == [1.5, 4.0]
+        assert axes.get_ylim()[1] > 5
+    [legend] = figure.legends
+    assert len(legend.get_texts()) == 3
+    assert len(vm.plot.head_distances({"a": far}, uniform=4.0).legends[0].get_texts()) == 2

@@ -553,6 +553,69 @@ def image_and_maps(
     return figure
 
 
+def queries_on_images(
+    images: Sequence[Tensor],
+    maps: Sequence[Sequence[Tensor]],
+    queries: Sequence[tuple[int, int]],
+    titles: Sequence[str],
+) -> Figure:
+    """Draw a row for each image (C, H, W): the image, and what one of its patches attends to.
+
+    `queries` are the patches, (row, column), framed in white; `maps` hold for each image a map
+    (rows, columns) for each of `titles`. Each map goes from zero to its own largest weight, which
+    stands below it.
+    Chapter: 11.
+    """
+    rows, columns = len(images), 1 + len(titles)
+    figure, grid = _new(rows, columns, (1.75 * columns, 1.95 * rows))
+    for axes, title in zip(grid[0], ("image", *titles), strict=True):
+        axes.set_title(title, fontsize=11)
+    for line, image, found, (row, column) in zip(grid, images, maps, queries, strict=True):
+        _picture(line[0], image)
+        height, width = image.shape[1:]
+        for axes, weights in zip(line[1:], found, strict=True):
+            edges = (-0.5, width - 0.5, height - 0.5, -0.5)
+            axes.imshow(weights.detach().cpu().numpy(), cmap="inferno", vmin=0, extent=edges)
+            axes.text(
+                width / 2, height, f"up to {weights.max():.1%}", ha="center", va="top", fontsize=10
+            )
+            axes.set_axis_off()
+        h, w = height / found[0].shape[0], width / found[0].shape[1]
+        for axes in line:
+            for color, thick in (("black", 4.0), ("white", 2.0)):
+                place = (column * w - 0.5, row * h - 0.5)
+                axes.add_patch(plt.Rectangle(place, w, h, fill=False, ec=color, lw=thick))
+    return figure
+
+
+def head_distances(
+    distances: Mapping[str, Tensor], uniform: float, top: float = 0.0, near: float = 0.0
+) -> Figure:
+    """Draw mean attention distances (L, heads) in pixels, a dot a head, a panel a model.
+
+    The dashed line is where uniform attention lies, the dotted one, if given, attention to the
+    3 x 3 patches around; `top` is the largest distance to show.
+    Chapter: 11.
+    """
+    columns = len(distances)
+    figure, grid = _new(1, columns, (2.7 * max(columns, 2) + 0.4, 3.3), sharey=True)
+    largest = max([uniform, *(d.max().item() for d in distances.values())])
+    for axes, (title, values) in zip(grid[0], distances.items(), strict=True):
+        layers = range(1, len(values) + 1)
+        axes.axhline(uniform, color=GREY, linestyle="--", linewidth=1.2, label="uniform")
+        if near:
+            axes.axhline(near, color=GREY, linestyle=":", linewidth=1.6, label="3 x 3 around")
+        for head in range(values.shape[1]):
+            axes.plot(layers, values[:, head].cpu(), "o", color=BLUE, markersize=5, alpha=0.8)
+        axes.plot(layers, values.mean(dim=1).cpu(), "-", color=ORANGE, label="mean of the heads")
+        axes.set(title=title, xlabel="layer", ylim=(0, 1.08 * max(top, largest)))
+        axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    grid[0][0].set_ylabel("mean attention distance (px)")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
+    return figure
+
+
 def stacked(
     labels: Sequence[str], parts: Mapping[str, Sequence[float]], xlabel: str, title: str = ""
 ) -> Figure:

@@ -197,8 +197,9 @@ def map_explorer(
     panes = f'{pane}{canvas}display:block"></canvas></div>'
     if image is not None:
         picture = f"data:image/{_kind(image)};base64,{base64.b64encode(image).decode()}"
+        alt = html.escape(f"{label} The picture, in {rows} rows and {columns} columns of patches.")
         panes = (
-            f'{pane}<img src="{picture}" alt="" style="display:block;width:100%;'
+            f'{pane}<img src="{picture}" alt="{alt}" style="display:block;width:100%;'
             f'image-rendering:pixelated">{canvas}position:absolute;inset:0;height:100%"></canvas>'
             f"</div>{panes}"
         )
@@ -228,8 +229,8 @@ def attention_explorer(
     """Make the explorer of a model's attention on one picture, a reader's own for instance.
 
     Each head says its mean attention distance on this picture.
-    Shapes: `image` uint8 (C, H, W), of the model's size (`vm.load_photo` reads one); `mean` and
-        `std` a channel, which the model's images are normalised with; `layers` as for
+    Shapes: `image` uint8 (C, H, W), of the model's size, such as `vm.pictures.read_image` gives;
+        `mean` and `std` a channel, which the model's images are normalised with; `layers` as for
         `attention_maps`.
     Raises: `ValueError` when the image is not of that kind, or the model not a ViT of vitmini's.
     Chapter: 11

@@ -529,7 +529,7 @@ def distillation() -> None:
 
 
 def attention_distances() -> None:
-    """One query of the nearest and of the farthest head on a photograph."""
+    """One query in the heads that look nearest and farthest on a photograph, by their means."""
     model, card = vm.load_pretrained("vit_cifar_mini"), vm.load_card("vit_cifar_mini")
     cat = vm.load_photo("cat", 32)
     images = normalize(cat[None], card["mean"], card["std"])
@@ -538,13 +538,16 @@ def attention_distances() -> None:
     query, side = 3 * 8 + 2, 20.0
     figure, axes = canvas(8, 3.2)
     show(axes, cat, 2, 9, side, side)
-    axes.text(2 + side / 2, 6, "a query", ha="center", va="center", fontsize=14)
+    pixels = vm.patch_distances((8, 8), 4)[query]
+    words = f"a query; uniform\nattention: {pixels.mean():.1f} px"
+    axes.text(2 + side / 2, 5.5, words, ha="center", va="center", fontsize=13)
     for x, index in ((26, far.argmin()), (50, far.argmax())):
         layer, head = divmod(int(index), far.shape[1])
-        weights = maps[layer, head, query].reshape(1, 8, 8)
-        show(axes, weights, x, 9, side, side, cmap="inferno", vmin=0)
-        words = f"layer {layer + 1}: {far[layer, head]:.1f} px"
-        axes.text(x + side / 2, 6, words, ha="center", va="center", fontsize=14)
+        weights = maps[layer, head, query]
+        show(axes, weights.reshape(1, 8, 8), x, 9, side, side, cmap="inferno", vmin=0)
+        looks = (weights * pixels).sum() / weights.sum()
+        words = f"layer {layer + 1}, head {head + 1}:\n{looks:.1f} px"
+        axes.text(x + side / 2, 5.5, words, ha="center", va="center", fontsize=13)
     for x in (2, 26, 50):
         row, column, step = query // 8, query % 8, side / 8
         place = (x + column * step, 9 + side - (row + 1) * step)

@@ -8,6 +8,16 @@ def pixels_of(grid, size):
     return torch.cdist(where, where)
 
 
+def whole_numbers(grid, size):
+    where = torch.cartesian_prod(*(torch.arange(n) for n in grid)) * size
+    return torch.cdist(where, where)
+
+
+def rows_plus_columns(grid, size):
+    where = torch.cartesian_prod(*(torch.arange(n) for n in grid)).float() * size
+    return torch.cdist(where, where, p=1)
+
+
 def distances(cut=None, share=True, pixels=pixels_of, end=lambda x: x.mean((0, 2))):
     def head_distances(attn, grid, size, prefix):
         N = grid[0] * grid[1]
@@ -48,6 +58,14 @@ def rolled(identity=True, turn=False, divide=True, softmax=False, transpose=Fals
         return total.T if transpose else total
 
     return rollout
+
+
+def by_columns(attn):
+    total = torch.eye(attn.shape[-1])
+    for layer in attn:
+        mixed = layer.mean(0) + torch.eye(attn.shape[-1])
+        total = mixed / mixed.sum(-2, keepdim=True) @ total
+    return total
 
 
 def entries(attn):
@@ -91,6 +109,26 @@ def absolute(weights, pixels):
     return (weights * (pixels - mean).abs()).sum(-1)
 
 
+def one_mean_for_all(weights, pixels):
+    mean = (weights * pixels).sum(-1)
+    return (weights * (pixels - mean) ** 2).sum(-1).sqrt()
+
+
+def plain_mean(weights, pixels):
+    mean = pixels.mean(-1, keepdim=True)
+    return (weights * (pixels - mean) ** 2).sum(-1).sqrt()
+
+
+def averaged(first, last):
+    def distance_spread(weights, pixels):
+        products = weights * pixels
+        mean = (products.mean if first else products.sum)(-1, keepdim=True)
+        squares = weights * (pixels - mean) ** 2
+        return (squares.mean if last else squares.sum)(-1).sqrt()
+
+    return distance_spread
+
+
 def losing_digits(weights, pixels):
     squares = (weights * pixels**2).sum(-1)
     return (squares - (weights * pixels).sum(-1) ** 2).sqrt()
@@ -107,12 +145,15 @@ WRONG = {
         (distances(pixels=lambda g, s: pixels_of(g, 1)), "in patches"),
         (distances(pixels=lambda g, s: pixels_of(g, s) ** 2), "take the root"),
         (distances(pixels=lambda g, s: pixels_of(g[::-1], s)), "row by row"),
+        (distances(pixels=whole_numbers), "cdist wants floating-point numbers"),
+        (distances(pixels=rows_plus_columns), "not rows plus columns"),
+        (distances(pixels=lambda g, s: pixels_of(g, s) + 1), "expected ["),
         (by_queries, "sum over the keys"),
         (over_keys, "do not average over them"),
         (distances(end=lambda x: x.mean(2)), "over the images, too"),
         (distances(end=lambda x: x.mean(0)), "over the queries, too"),
         (distances(end=lambda x: x.mean()), "one number a head"),
-        (distances(cut=lambda attn, N, prefix: attn), "stopped with"),
+        (distances(cut=lambda attn, N, prefix: attn), "has N queries and N keys"),
     ],
     "rollout": [
         (rolled(identity=False), "the identity is missing"),
@@ -120,6 +161,7 @@ WRONG = {
         (rolled(divide=False), "rows should sum to 1"),
         (rolled(softmax=True), "a softmax is no division"),
         (rolled(transpose=True), "that is transposed"),
+        (by_columns, "sums of columns"),
         (entries, "with @"),
         (mean_of_layers, "not their product"),
         (heads_kept, "the heads are averaged first"),
@@ -128,6 +170,11 @@ WRONG = {
         (the_mean, "that is the mean"),
         (the_variance, "take the root"),
         (without_weights, "the weights are not used"),
+        (one_mean_for_all, "keepdim=True"),
+        (plain_mean, "is weighted, too"),
+        (averaged(True, False), "in the mean distance"),
+        (averaged(False, True), "of the squares"),
+        (averaged(True, True), "both times"),
         (from_zero, "not from 0"),
         (of_products, "of the products"),
         (absolute, "an absolute deviation"),

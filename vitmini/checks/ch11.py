@@ -8,13 +8,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitmini.checks import attempt, confirm, expect, expect_no_slip, expect_tensor, same
+from vitmini.checks import (
+    WrongAnswer,
+    attempt,
+    confirm,
+    expect,
+    expect_no_slip,
+    expect_tensor,
+    same,
+)
 from vitmini.inspection import attention_distance, attention_rollout, patch_distances
 
 
 def _maps(*shape: int) -> Tensor:
     generator = torch.Generator().manual_seed(sum(shape))
     return (2 * torch.randn(*shape, generator=generator)).softmax(dim=-1)
+
+
+def _attempt_distances(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the answer; a crash in cdist has another usual cause than one anywhere else."""
+    try:
+        return attempt(function, *arguments)
+    except WrongAnswer as wrong:
+        if " stopped with " not in str(wrong):
+            raise
+        slip = "attn[..., prefix:, prefix:] has N queries and N keys, as the distances have"
+        if "cdist" in str(wrong):
+            slip = "cdist wants floating-point numbers: .float()"
+        raise WrongAnswer(f"{wrong}\nA usual slip: {slip}") from wrong.__cause__
 
 
 def head_distances(function: Callable[..., Any]) -> None:
@@ -30,14 +51,15 @@ def head_distances(function: Callable[..., Any]) -> None:
             (2, heads, N): "average over images and queries",
             (): "one number a head: do not average over the heads",
         }
-        crash = "attn[..., prefix:, prefix:] has N queries and N keys, as the distances have"
-        given = attempt(function, attn, grid, size, prefix, slip=crash)
+        given = _attempt_distances(function, attn, grid, size, prefix)
         got = expect_tensor(given, (heads,), hints)
         pixels = patch_distances(grid, size)
         patches = attn[..., prefix:, prefix:]
         mean = patches / patches.sum(-1, keepdim=True)
         last = attn[..., :N, :N]
         turned = patch_distances(grid[::-1], size)
+        places = size * torch.cartesian_prod(*(torch.arange(n) for n in grid)).float()
+        blocks = torch.cdist(places, places, p=1)
         slips = {
             "the rows without the prefix do not sum to 1: divide each by its sum": (
                 patches * pixels
@@ -51,6 +73,7 @@ def head_distances(function: Callable[..., Any]) -> None:
             .mean((0, 2)),
             "a distance in patches: times size, it is one in pixels": target / size,
             "those are squared distances: take the root": (mean * pixels**2).sum(-1).mean((0, 2)),
+            "straight-line distance, not rows plus columns": (mean * blocks).sum(-1).mean((0, 2)),
             "patches lie row by row: patch n is in row n // columns": (mean * turned)
             .sum(-1)
             .mean((0, 2)),
@@ -62,8 +85,8 @@ def head_distances(function: Callable[..., Any]) -> None:
             "sum over the keys, do not average over them: the weights do that": target / N,
         }
         expect_no_slip(got, target, {f"{where}: {k}": v for k, v in slips.items()})
-        shown = [round(v, 2) for v in target.tolist()]
-        expect(same(got, target), f"{where}: expected {shown}, got {got.tolist()}")
+        shown, given = ([round(v, 2) for v in x.tolist()] for x in (target, got))
+        expect(same(got, target), f"{where}: expected {shown}, got {given}")
     confirm("11.1", "prefix dropped, rows brought back to 1, weighted by pixels")
 
 
@@ -87,12 +110,14 @@ def rollout(function: Callable[[Tensor], Any]) -> None:
 
         plain, mixed = product(mean), (mean + eye) / 2
         sums = product(mean + eye)
+        columns = product((mean + eye) / (mean + eye).sum(-2, keepdim=True))
         wrong = {
             "the identity is missing: the shortcut passes each token on": plain,
             "the order is turned round: a later layer stands further to the left": product(
                 mixed.flip(0)
             ),
             "rows should sum to 1: divide by their sums in every layer": sums,
+            "those are sums of columns: divide each row by its own, dim=-1": columns,
             "multiply matrices with @, not their entries with *": mixed.prod(0),
             "that is the mean of the layers, not their product": mixed.mean(0),
             "a softmax is no division: rows already hold shares": product((mean + eye).softmax(-1)),
@@ -118,11 +143,27 @@ def distance_spread(function: Callable[[Tensor, Tensor], Any]) -> None:
         }
         got = expect_tensor(attempt(function, weights, pixels), (N,), hints)
         columns = (weights * pixels).sum(0)
+        short = mean / N  # the mean of the products in place of their sum
         wrong = {
             "that is the mean, not the deviation from it": mean.squeeze(-1),
             "that is the variance: take the root": target**2,
             "the weights are not used": pixels.std(-1),
             "the weights are not used in the mean of the squares": pixels.std(-1, unbiased=False),
+            "each query has its own mean: keep the dimension, keepdim=True": (
+                (weights * (pixels - mean.squeeze(-1)) ** 2).sum(-1).sqrt()
+            ),
+            "the mean of the distances is weighted, too": (
+                (weights * (pixels - pixels.mean(-1, keepdim=True)) ** 2).sum(-1).sqrt()
+            ),
+            "the weights do the averaging: .sum(-1), not .mean(-1), in the mean distance": (
+                (weights * (pixels - short) ** 2).sum(-1).sqrt()
+            ),
+            "the weights do the averaging: .sum(-1), not .mean(-1), of the squares": (
+                target / N**0.5
+            ),
+            "the weights do the averaging: .sum(-1), not .mean(-1), both times": (
+                (weights * (pixels - short) ** 2).mean(-1).sqrt()
+            ),
             "deviations from the mean, not from 0": (weights * pixels**2).sum(-1).sqrt(),
             "sum over the keys, the last dimension": (
                 (weights * (pixels - columns) ** 2).sum(0).sqrt()

@@ -12,6 +12,7 @@ from torchvision.transforms.autoaugment import _apply_op
 
 import vitmini as vm
 from vitmini.augment import OPERATIONS
+from vitmini.plot import BLUE, ORANGE
 
 CAT, FLOWER = vm.load_photo("cat", 48), vm.load_photo("flower", 48)
 
@@ -109,6 +110,19 @@ def test_the_figures_fit_a_phone_and_a_stored_notebook():
 def test_a_picture_that_cannot_be_drawn_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_one_model_has_one_colour_whatever_its_lines():
+    metric = {"mean": 0.5, "stderr": 0.01}
+    names = ("ViT, weak", "ViT, strong", "ResNet, weak", "ResNet, strong")
+    figure = vm.plot.against({n: ([1, 2], [metric] * 2) for n in names}, "x", "y")
+    lines = [bars.lines[0] for bars in figure.axes[0].containers]
+    assert [line.get_color() for line in lines] == [BLUE, BLUE, ORANGE, ORANGE]
+    assert [line.get_linestyle() for line in lines] == ["-", "--"] * 2
+    assert [line.get_marker() for line in lines] == ["o", "o", "s", "s"]
+    plain = vm.plot.against({n: ([1, 2], [metric] * 2) for n in ("a", "b")}, "x", "y")
+    lines = [bars.lines[0] for bars in plain.axes[0].containers]
+    assert [line.get_linestyle() for line in lines] == ["-", "--"]
 
 
 def test_sizes_are_named_in_plain_numbers_and_flops_in_powers_of_ten():

@@ -402,6 +402,7 @@ def against(
     figure, [[axes]] = _new(1, 1, (5.8, 3.2))
     families = list(dict.fromkeys(name.partition(", ")[0] for name in series))
     kinds = list(dict.fromkeys(name.partition(", ")[2] for name in series))
+    colors = STYLE["axes.prop_cycle"].by_key()["color"]
     for name, (x, metrics) in series.items():
         family, _, kind = name.partition(", ")
         own = families.index(family)
@@ -411,7 +412,7 @@ def against(
             [factor * m["mean"] for m in metrics],
             yerr=[factor * m["stderr"] for m in metrics],
             fmt="os^vDP"[own % 6] + ("-", "--", "-.", ":")[style % 4],
-            color=f"C{own}",
+            color=colors[own % len(colors)],
             capsize=4,
             label=name,
         )

@@ -49,6 +49,10 @@ def product_of_strides(layers):
     return math.prod(stride for _, stride in layers)
 
 
+def half_kernels(layers):
+    return 1 + sum(kernel // 2 for kernel, _ in layers)
+
+
 def whole_picture(layers):
     return 32
 
@@ -68,6 +72,17 @@ def choosing(order_of=None, last=False, check=True, classes=None):
         return torch.cat([ids[-per_class:] if last else ids[:per_class] for ids in own])
 
     return balanced
+
+
+def unseeded(labels, per_class):
+    return torch.randperm(len(labels))
+
+
+def places(labels, per_class):
+    refuse(labels, per_class)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    own = [(labels[order] == c).nonzero()[:per_class, 0] for c in labels.unique()]
+    return torch.cat(own)
 
 
 def seeded_by_the_count(labels, per_class):
@@ -169,12 +184,15 @@ WRONG = {
         (field(start=0), "at least its own pixel"),
         (product_of_strides, "the product of the strides"),
         (whole_picture, "expected 1, got 32"),
+        (half_kernels, "a kernel of k adds k - 1"),
     ],
     "balanced": [
         (any_class, "whatever the class"),
         (choosing(file_order), "the first ones of the file"),
         (choosing(last=True), "the last ones in the random order"),
         (choosing(seeded_by_the_count), "must not depend on per_class"),
+        (choosing(unseeded), "two calls chose differently"),
+        (places, "places in the random order"),
         (choosing(another_seed), "take the first ones of each class in the order"),
         (choosing(check=False), "expected a ValueError, got an answer"),
         (choosing(classes=range(5)), "of each class came"),
@@ -193,6 +211,6 @@ WRONG = {
         (needing(finish=lambda n, _: math.log10(n)), "to the base 10"),
         (needing(outside=lambda sizes: sizes[-1]), "nobody measured that"),
         (raising, "return None, got ValueError"),
-        (open_ends, "returned None"),
+        (open_ends, "is a measured accuracy: return its size, 2000"),
     ],
 }

@@ -87,7 +87,7 @@ test: book chromium
 
 # What the library promises for any PyTorch and Python that it supports: all tests but those of the
 # notebooks, the book and its tools. An environment that holds another PyTorch is refused.
-NOT_LIBRARY := book browser colab generate notebooks public
+NOT_LIBRARY := book browser colab generate notebooks public widgets
 test-library: $(INSTALLED)
 	@v=$$($(BIN)/python -c 'import torch; print(torch.__version__)') && echo "PyTorch $$v" && \
 	  case $$v in $(or $(TORCH),*)*) ;; *) echo "make: not PyTorch $(TORCH): set another VENV" >&2; exit 2;; esac

@@ -52,3 +52,15 @@ def digits():
     import vitmini as vm
 
     return vm.load_data("digits")
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """One for all tests of a process: Playwright does not start a second time beside the first."""
+    import browser  # tests of the library alone do without
+    from playwright.sync_api import sync_playwright
+
+    path = browser.find()
+    assert path, "no Chromium: make test installs one, or set CHROMIUM=/path/to/it"
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch(executable_path=path, args=browser.ARGUMENTS)

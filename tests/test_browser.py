@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from browser import FirstVisit, Visit
 from PIL import Image
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from test_book import HTML, PAGES
 
 PHONE, DESK = 390, 1280
@@ -32,14 +32,6 @@ def site():
 def slow_site():
     with browser.served(HTML, slow=True) as address:
         yield address
-
-
-@pytest.fixture(scope="session")
-def chromium():
-    path = browser.find()
-    assert path, "no Chromium: make test installs one, or set CHROMIUM=/path/to/it"
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=path, args=browser.ARGUMENTS)
 
 
 @pytest.fixture(scope="module", params=PAGES)

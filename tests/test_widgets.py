@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 
-import browser
 import pytest
 import torch
-from playwright.sync_api import sync_playwright
 
 import vitmini as vm
 from vitmini.data import normalize
@@ -65,14 +63,6 @@ def test_nothing_in_a_label_or_a_note_can_end_the_script():
 
 
 # What a reader sees ---------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    path = browser.find()
-    assert path, "no Chromium: make test installs one, or set CHROMIUM=/path/to/it"
-    with sync_playwright() as playwright:
-        yield playwright.chromium.launch(executable_path=path, args=browser.ARGUMENTS)
 
 
 @pytest.fixture

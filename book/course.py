@@ -155,12 +155,13 @@ class StoredResults(SphinxDirective):
             versions = ", ".join(f"{k} {v}" for k, v in r["versions"].items())
             where = (
                 f"{purpose} Data: {r['data']}. Measured on {r['date']} on a {r['device']} in "
-                f"{r['seconds']:.0f} seconds, {len(r['seeds'])} seeds; {versions}, "
+                f"{r['seconds']:.0f} seconds, seeds: {len(r['seeds'])}; {versions}, "
                 f"commit {r['commit']}."
             )
             rows = [("metric", "mean", "standard error")]
             for name, v in r["metrics"].items():
-                rows.append((name.replace("_", " "), f"{v['mean']:.4g}", f"{v['stderr']:.2g}"))
+                error = f"{v['stderr']:.2g}" if len(v["values"]) > 1 else "one value"
+                rows.append((name.replace("_", " "), f"{v['mean']:.4g}", error))
             shown += [nodes.rubric(text=r["name"]), nodes.paragraph(text=where), _table(rows)]
         return shown or [nodes.paragraph(text="Nothing of this is measured yet.")]
 

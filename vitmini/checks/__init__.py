@@ -6,11 +6,15 @@ A check takes the reader's function. It prints one line when every test passes, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 
 class WrongAnswer(AssertionError):
@@ -89,6 +93,55 @@ def expect_no_slip(result: Tensor, target: Tensor, wrong: dict[str, Tensor]) -> 
         expect(same(value, target) or not same(result, value), message)
 
 
+@contextmanager
+def own_work(*names: str) -> Iterator[None]:
+    """Refuse, while it is open, answers that call what they should write themselves.
+
+    `names` are functions or classes of vitmini ("patches.patchify"), or functions of PyTorch
+    ("torch.nn.functional.cross_entropy"). It helps against a shortcut, not against ill will.
+    Raises: `WrongAnswer` in the call; `ValueError` for a name that does not exist.
+    """
+    refused: dict[Any, str] = {}
+    with ExitStack() as stack:
+        for name in names:
+            path, _, last = (name if name.startswith("torch.") else f"vitmini.{name}").rpartition(
+                "."
+            )
+            try:
+                found = getattr(importlib.import_module(path), last)
+            except (ImportError, AttributeError):
+                raise ValueError(f"own_work knows no {name}") from None
+            if name.startswith("torch."):
+                refused[found] = name
+            elif isinstance(found, type):
+                stack.enter_context(mock.patch.object(found, "__init__", _refuse(name)))
+            else:  # its code, so that every name that it has somewhere is covered
+                stack.callback(setattr, found, "__code__", found.__code__)
+                found.__code__ = _refuse(name).__code__
+        stack.enter_context(_RefuseTorch(refused))
+        yield
+
+
+def _refuse(name: str) -> Callable[..., Any]:
+    names: dict[str, Any] = {}
+    message = f"write this yourself: {name} is not to be used in this question"
+    # a function without a closure, so that another one may take its code
+    lines = ["from vitmini.checks import WrongAnswer", f"raise WrongAnswer({message!r})"]
+    exec("\n    ".join(["def refuse(*_, **__):", *lines]), names)
+    return names["refuse"]
+
+
+class _RefuseTorch(TorchFunctionMode):
+    def __init__(self, refused: dict[Any, str]):
+        super().__init__()
+        self.refused = refused
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.refused:
+            _refuse(self.refused[func])()
+        return func(*args, **(kwargs or {}))
+
+
 def confirm(exercise: str, what: str) -> None:
     """Print the one line that says the exercise is solved."""
     print(f"Exercise {exercise} solved: {what}.")
@@ -124,5 +177,6 @@ __all__ = [
     "expect_no_slip",
     "expect_number",
     "expect_tensor",
+    "own_work",
     "same",
 ]

@@ -1,0 +1,53 @@
+"""Graded questions that ask for one's own code refuse the library's, under whatever name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.nn.functional import scaled_dot_product_attention as attend
+
+import vitmini as vm
+from vitmini.checks import WrongAnswer, own_work
+from vitmini.patches import patchify as cut
+
+IMAGES = torch.randn(1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("shortcut", [vm.patchify, cut, lambda *a: vm.patches.patchify(*a)])
+def test_a_function_of_the_library_is_refused_under_every_name_and_works_again_afterwards(shortcut):
+    with (
+        own_work("patches.patchify"),
+        pytest.raises(WrongAnswer, match=r"yourself: patches\.patch"),
+    ):
+        shortcut(IMAGES, 4)
+    assert shortcut(IMAGES, 4).shape == (1, 4, 48)
+
+
+def test_a_class_of_the_library_is_refused_and_works_again_afterwards():
+    with own_work("attention.Attention"), pytest.raises(WrongAnswer, match=r"attention\.Attention"):
+        vm.Attention(8, 2)
+    assert vm.Attention(8, 2)(torch.randn(1, 3, 8)).shape == (1, 3, 8)
+
+
+@pytest.mark.parametrize("name", ["scaled_dot_product_attention", "cross_entropy", "kl_div"])
+def test_a_function_of_pytorch_is_refused_imported_or_not(name):
+    given = {"scaled_dot_product_attention": (IMAGES, IMAGES, IMAGES)}.get(name, (IMAGES, IMAGES))
+    with own_work(f"torch.nn.functional.{name}"), pytest.raises(WrongAnswer, match=name):
+        getattr(F, name)(*given)
+    with own_work("torch.nn.functional.scaled_dot_product_attention"), pytest.raises(WrongAnswer):
+        attend(IMAGES, IMAGES, IMAGES)
+
+
+def test_everything_else_goes_on_and_an_error_of_the_answer_restores_the_library():
+    with own_work("patches.patchify", "torch.nn.functional.softmax"):
+        assert F.log_softmax(IMAGES, -1).shape == IMAGES.shape
+    with pytest.raises(KeyError), own_work("patches.patchify"):
+        raise KeyError("the answer stops")
+    assert vm.patchify(IMAGES, 4).shape == (1, 4, 48)
+
+
+@pytest.mark.parametrize("name", ["patches.nothing", "nowhere.patchify", "torch.nn.nothing"])
+def test_a_name_that_does_not_exist_is_an_error_of_the_author(name):
+    with pytest.raises(ValueError, match="own_work knows no"), own_work(name):
+        pass

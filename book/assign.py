@@ -21,6 +21,8 @@ nbgrader makes what students get of it: without solutions, hidden tests and mark
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import logging
 import os
 import re
@@ -178,6 +180,9 @@ def config(root: Path, quiet: bool = True, **more: Any) -> Any:
     tools = str(Path(sys.executable).parent)  # nbgrader calls alembic, by its name
     if tools not in os.environ["PATH"].split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join([tools, os.environ["PATH"]])
+    api: Any = importlib.import_module("nbgrader.api")
+    if not hasattr(api.get_alembic_version, "cache_info"):  # another Python, for each access
+        api.get_alembic_version = functools.cache(api.get_alembic_version)
     if quiet:
         logging.getLogger("traitlets").setLevel(logging.ERROR)
     return settings

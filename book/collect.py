@@ -41,12 +41,7 @@ def collect(folder: Path, releases: dict[str, NotebookNode]) -> list[Submission]
     Canvas's `doejane_123_456_a1-tokens.ipynb`).
     Raises: `ValueError` when there is no such folder or nothing in it.
     """
-    if not folder.is_dir():
-        raise ValueError(f"no folder {folder}")
-    hidden = [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
-    files = [p for p in hidden if not any(part[0] in "._" for part in p.relative_to(folder).parts)]
-    if not files:
-        raise ValueError(f"{folder} holds no files")
+    files = there(folder)
     found: dict[tuple[str, str], Submission] = {}
     for path in sorted(files, key=lambda p: (p.stat().st_mtime, _natural(str(p)))):
         one = read(path, folder, releases)
@@ -58,6 +53,20 @@ def collect(folder: Path, releases: dict[str, NotebookNode]) -> list[Submission]
             one.notes.append(f"handed in more than once: {before.path.name} was left out")
         found[one.student, one.assignment] = one
     return sorted(found.values(), key=lambda one: (one.assignment, one.student))
+
+
+def there(folder: Path) -> list[Path]:
+    """All files of a folder but hidden ones, and what a Mac puts beside.
+
+    Raises: `ValueError` when there is no such folder or nothing in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}")
+    plain = [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
+    files = [p for p in plain if not any(part[0] in "._" for part in p.relative_to(folder).parts)]
+    if not files:
+        raise ValueError(f"{folder} holds no files")
+    return files
 
 
 def read(path: Path, root: Path, releases: dict[str, NotebookNode]) -> Submission:

@@ -33,7 +33,7 @@ from typing import Any
 import confine
 import nbformat
 from assign import OUT, config, last_line, release, write
-from collect import Submission, blank, collect, question
+from collect import Submission, blank, collect, question, there
 from generate import ROOT
 from nbformat import NotebookNode
 
@@ -299,6 +299,7 @@ def grade(submissions: Path, sources: Path, settings: Settings, jobs: int, again
     Raises: `ValueError` when there is nothing to mark, or nothing to mark it with.
     """
     out = settings.out
+    there(submissions)
     out.mkdir(parents=True, exist_ok=True)
     releases = prepare(sources, out)
     found = collect(submissions, releases)
@@ -332,8 +333,8 @@ def grade(submissions: Path, sources: Path, settings: Settings, jobs: int, again
                 flush=True,
             )
             keep(one, marked, out)
-    take_marks(out)
-    feedback(found, out)
+    changed = take_marks(out) | {(one.student, one.assignment) for one in fresh}
+    feedback([one for one in found if (one.student, one.assignment) in changed], out)
     write_tables(found, results, out)
     unread = [one for one in found if one.notebook is None]
     failed = [one for one in fresh if not results[id(one)].points]
@@ -396,14 +397,15 @@ def texts_of(notebook: NotebookNode) -> dict[str, str]:
     return {c.metadata["nbgrader"]["grade_id"]: c.source for c in answers(notebook)}
 
 
-def take_marks(out: Path) -> None:
-    """Take over what a person wrote into by-hand.csv.
+def take_marks(out: Path) -> set[tuple[str, str]]:
+    """Take over what a person wrote into by-hand.csv; say whose submissions it changed.
 
     Raises: `ValueError` naming the line, when points are no number or too many.
     """
     path = out / "by-hand.csv"
+    changed: set[tuple[str, str]] = set()
     if not path.exists():
-        return
+        return changed
     with path.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     with _gradebook(out) as book:
@@ -424,14 +426,18 @@ def take_marks(out: Path) -> None:
                 raise ValueError(f"{where}: nothing to mark for these names") from None
             if not 0 <= points <= entry.max_score:
                 raise ValueError(f"{where}: points must be from 0 to {entry.max_score:g}")
-            entry.manual_score, entry.needs_manual_grade = points, False
             comment = book.find_comment(key, row["assignment"], row["assignment"], row["student"])
-            comment.manual_comment = row.get("comment") or None
+            words = row.get("comment") or None
+            if (entry.manual_score, comment.manual_comment) != (points, words):
+                changed.add((row["student"], row["assignment"]))
+            entry.manual_score, entry.needs_manual_grade = points, False
+            comment.manual_comment = words
         book.db.commit()
+    return changed
 
 
 def feedback(found: list[Submission], out: Path) -> None:
-    """Let nbgrader write a page for each submission."""
+    """Let nbgrader write a page for each of these submissions."""
     from nbgrader.apps import NbGraderAPI
 
     api = NbGraderAPI(config=config(out))

@@ -200,7 +200,8 @@ def marked(tmp_path_factory):
             path = folder / "submissions" / student / f"{name}.ipynb"
             path.parent.mkdir(parents=True, exist_ok=True)
             nbformat.write(notebook, path)
-        key, ideas = list(wrong_answers(name).items())[-2]
+        found = list(wrong_answers(name).items())
+        key, ideas = found[len(found) // 2 - 1]
         notebook, short = source(name), name.split("-")[0]
         for cell in notebook.cells:
             if about(cell).get("grade_id") == f"{short}-{key}":

@@ -183,7 +183,8 @@ def hand_in(folder, course):
     put("edited/a9-small.ipynb", notebook)
     notebook = answered(course)
     for key in ("a9-q1", "a9-q1-check"):
-        notebook.cells.append(copy.deepcopy(notebook.cells[at(notebook, key)]))
+        twin = copy.deepcopy(notebook.cells[at(notebook, key)])
+        notebook.cells.append(twin | {"id": f"{twin.id}-again"})
     put("doubled/a9-small.ipynb", notebook)
     notebook = answered(course)
     for cell in notebook.cells:

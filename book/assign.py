@@ -2,6 +2,7 @@
 
     python book/assign.py [ASSIGNMENT ...]       write source/ and release/, and try the sources
     python book/assign.py --inputs               write only
+    python book/assign.py --again                run the exemplary submissions again, too
     python book/assign.py --texts DIR --out DIR  a teacher's own copy, with tests of one's own
 
 An assignment is MyST text, like a chapter. Its cells say what they are:
@@ -21,6 +22,7 @@ nbgrader makes what students get of it: without solutions, hidden tests and mark
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import importlib
 import logging
@@ -34,7 +36,7 @@ from typing import Any
 
 import jupytext
 import nbformat
-from generate import KERNEL, ROOT, code_cell, links, text_cell
+from generate import KERNEL, ROOT, code_cell, execute, links, text_cell
 from nbformat import NotebookNode
 
 TEXTS = ROOT / "book" / "assignments"
@@ -241,6 +243,45 @@ def make(chosen: list[Path], out: Path = OUT) -> None:
         print(f"{text.stem}: written")
 
 
+# Exemplary submissions ---------------------------------------------------------------------------
+
+
+def exemplary(text: Path, given_out: NotebookNode) -> NotebookNode:
+    """The released notebook with the answers of a text, as a student would hand it in.
+
+    Raises: `ValueError` when an answer is missing.
+    """
+    source = jupytext.read(text, fmt="md:myst")
+    cells = [to_cell(text.stem, cell) for cell in source.cells]
+    answers = {c.metadata["nbgrader"]["grade_id"]: c.source for c in cells if c.metadata}
+    filled = copy.deepcopy(given_out)
+    for cell in filled.cells:
+        about = cell.metadata.get("nbgrader", {})
+        if about.get("solution"):
+            if about["grade_id"] not in answers:
+                raise ValueError(f"{text.name}: no answer to {about['grade_id']}")
+            cell.source = answers[about["grade_id"]]
+    return filled
+
+
+def write_exemplary(text: Path, out: Path, run: bool, again: bool) -> str:
+    """Write an exemplary submission; run it where it changed, and keep its outputs otherwise."""
+    given_out = nbformat.read(out / "release" / text.stem / f"{text.stem}.ipynb", as_version=4)
+    notebook = exemplary(text, given_out)
+    path = out / "exemplary" / f"{text.stem}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not again:
+        old = nbformat.read(path, as_version=4)
+        if [c.source for c in old.cells] == [c.source for c in notebook.cells]:
+            return "unchanged"
+    if not run:
+        return "to be run: make assignments"
+    record = execute(notebook)
+    notebook.metadata["vitmini"] |= record
+    write(notebook, path)
+    return f"run in {record['seconds']} s"
+
+
 def validate(path: Path) -> list[str]:
     """Run a source with nbgrader's validator; say which of its checks its own solutions fail."""
     from nbgrader.validator import Validator
@@ -259,6 +300,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write the assignments' notebooks.")
     parser.add_argument("assignment", nargs="*", help="only these: a1-tokens")
     parser.add_argument("--inputs", action="store_true", help="write them, try nothing")
+    parser.add_argument("--again", action="store_true", help="exemplary submissions, too")
     parser.add_argument("--texts", type=Path, default=TEXTS, help="where the texts are")
     parser.add_argument("--out", type=Path, default=OUT, help="where source/ and release/ go")
     args = parser.parse_args()
@@ -270,6 +312,10 @@ def main() -> int:
             )
         chosen = [known[name] for name in args.assignment] or list(known.values())
         make(chosen, args.out)
+        for text in texts(args.texts / "exemplary"):
+            if text.stem in {one.stem for one in chosen}:
+                told = write_exemplary(text, args.out, not args.inputs, args.again)
+                print(f"{text.stem}, exemplary submission: {told}", flush=True)
         if not args.inputs:
             for text in chosen:
                 if failed := validate(args.out / "source" / text.stem / f"{text.stem}.ipynb"):

@@ -9,6 +9,9 @@
 #   make gpu [PART=speedrun]
 #                     what needs a GPU, in parts of nine minutes at most: tests, throughput, the
 #                     speed run, recorded experiments, chapters; a second call goes on
+#   make assignments  write notebooks/assignments from book/assignments, try the solutions
+#   make grade SUBMISSIONS=folder [GRADES=grading]
+#                     points, pages of feedback and tables of what students handed in
 #   make test-library [TORCH=2.6.*] [PYTHON=python3.10] [VENV=/tmp/old]
 #                     the tests of the library alone, with another PyTorch, Python and environment
 #   make colab        run each notebook in Colab's own image (docker, a download of many GB)
@@ -19,7 +22,7 @@
 #   make clean        remove what make made, except trained runs
 
 .DEFAULT_GOAL := help
-.PHONY: help book test serve notebooks results move clean chromium test-library colab links dist gpu
+.PHONY: help book test serve notebooks results move clean chromium test-library colab links dist gpu assignments grade
 SHELL := bash
 PYTHON ?= python3
 VENV := .venv
@@ -27,6 +30,9 @@ TORCH :=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 HTML := _build/html
+GRADING := $(VENV)/grading
+GRADES := grading
+SOURCES := notebooks/assignments/source
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -70,6 +76,19 @@ results: $(INSTALLED)
 gpu: $(INSTALLED)
 	$(BIN)/python book/gpu.py $(PART)
 
+# nbgrader is large, and only who writes or marks assignments needs it.
+$(GRADING): requirements-grading.txt $(INSTALLED)
+	@if command -v uv >/dev/null; then uv pip install -q --python $(BIN)/python -r $<; \
+	else $(BIN)/python -m pip install -qq --disable-pip-version-check -r $<; fi
+	@touch $@
+
+assignments: $(GRADING)
+	$(BIN)/python book/assign.py
+
+grade: $(GRADING)
+	@test -n "$(SUBMISSIONS)" || { echo "make: say where they are: make grade SUBMISSIONS=folder" >&2; exit 2; }
+	$(BIN)/python book/grade.py "$(SUBMISSIONS)" --out "$(GRADES)" --sources "$(SOURCES)" $(OPTIONS)
+
 move: $(INSTALLED)
 	@test -n "$(ADDRESS)" || { echo "make: say where to: make move ADDRESS=https://github.com/ORG/REPO" >&2; exit 2; }
 	$(BIN)/python book/generate.py --inputs --move "$(ADDRESS)"
@@ -79,7 +98,7 @@ move: $(INSTALLED)
 chromium: $(INSTALLED)
 	@$(BIN)/python tests/browser.py --install
 
-test: book chromium
+test: book chromium $(GRADING)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -87,7 +106,7 @@ test: book chromium
 
 # What the library promises for any PyTorch and Python that it supports: all tests but those of the
 # notebooks, the book and its tools. An environment that holds another PyTorch is refused.
-NOT_LIBRARY := book browser colab generate notebooks public widgets
+NOT_LIBRARY := assignments book browser colab generate grading notebooks public widgets
 test-library: $(INSTALLED)
 	@v=$$($(BIN)/python -c 'import torch; print(torch.__version__)') && echo "PyTorch $$v" && \
 	  case $$v in $(or $(TORCH),*)*) ;; *) echo "make: not PyTorch $(TORCH): set another VENV" >&2; exit 2;; esac

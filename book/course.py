@@ -2,7 +2,7 @@
 
 * MathJax and its fonts are served by the book itself.
 * The public address reaches pages as `{{ repository }}`, `{{ colab }}` and so on.
-* `{stored-results}` lists book/results/*.json.
+* `{assignments}` lists book/assignments/*.md, `{stored-results}` lists book/results/*.json.
 * Pages show their text before any script runs, and weigh no more than they must.
 * Docstrings say `Shapes:`, `Raises:`, `Source:`, `Chapter:`; the reference shows them as fields
   and links the chapter.
@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import yaml
 from docutils import nodes
 from generate import ROOT, chapters, links, look_up
 from sphinx.application import Sphinx
@@ -207,6 +208,33 @@ class Goals(SphinxDirective):
         return [_table(rows)]
 
 
+class Assignments(SphinxDirective):
+    """What there is to hand in: a line an assignment, made from book/assignments."""
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_reread()
+        rows = [("assignment", "points", "hours", "after chapters", "")]
+        table = []
+        for path in sorted((ROOT / "book" / "assignments").glob("*.md")):
+            text = path.read_text(encoding="utf-8")
+            about = yaml.safe_load(text.split("---\n")[1])["assignment"]
+            title = text.split("\n# ", 1)[1].split("\n", 1)[0]
+            after = ", ".join(str(chapter) for chapter in about["after"])
+            table.append(f"notebooks/assignments/release/{path.stem}/{path.stem}.ipynb")
+            rows.append((title, str(about["points"]), f"about {about['hours']}", after, ""))
+        made = _table(rows)
+        lines = list(made.findall(nodes.row))[1:]
+        for line, file in zip(lines, table, strict=True):
+            colab = f"{links()['colab'].removesuffix('/notebooks')}/{file}"
+            words = nodes.paragraph()
+            words += nodes.reference("", "open in Colab", refuri=colab)
+            words += nodes.Text(" · ")
+            words += nodes.reference("", "file", refuri=f"{links()['source']}/{file}")
+            line[-1].clear()
+            line[-1] += words
+        return [made]
+
+
 def _table(rows: Sequence[tuple[str, ...]]) -> nodes.table:
     table = nodes.table()
     group = nodes.tgroup(cols=len(rows[0]))
@@ -232,4 +260,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("stored-results", StoredResults)
     app.add_directive("still-to-measure", StillToMeasure)
     app.add_directive("goals", Goals)
+    app.add_directive("assignments", Assignments)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

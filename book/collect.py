@@ -1,0 +1,267 @@
+"""Find what students handed in, and put their answers into a clean copy of the assignment.
+
+A notebook comes back from Colab without ids, from an editor without metadata, with checks edited,
+doubled or deleted, or with fifty megabytes of output. So nothing is mended: the released notebook
+is taken as it was given out, and only the answers, and cells that a student added, go into it.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+LARGEST = 200 * 2**20
+STUB = "*Your answer here.*"
+FIRST_LINE = re.compile(r"# (Question \d+|Stretch task): (your answer|its check)")
+
+
+@dataclass
+class Submission:
+    """One file: whose, of which assignment; the clean notebook, or why there is none."""
+
+    student: str
+    path: Path
+    assignment: str = ""
+    notebook: NotebookNode | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def collect(folder: Path, releases: dict[str, NotebookNode]) -> list[Submission]:
+    """Read every file of a folder; the last one counts where a student handed in several.
+
+    Whose a file is: the folder that it lies in (`jane/a1-tokens.ipynb`, also Moodle's
+    `Jane Doe_123_assignsubmission_file_/`), or the begin of its name (`jane-a1-tokens.ipynb`,
+    Canvas's `doejane_123_456_a1-tokens.ipynb`).
+    Raises: `ValueError` when there is no such folder or nothing in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"no folder {folder}")
+    hidden = [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
+    files = [p for p in hidden if not any(part[0] in "._" for part in p.relative_to(folder).parts)]
+    if not files:
+        raise ValueError(f"{folder} holds no files")
+    found: dict[tuple[str, str], Submission] = {}
+    for path in sorted(files, key=lambda p: (p.stat().st_mtime, _natural(str(p)))):
+        one = read(path, folder, releases)
+        before = found.get((one.student, one.assignment))
+        if before and one.notebook is None and before.notebook is not None:
+            before.notes.append(f"{path.name} was left out: {one.notes[-1]}")
+            continue
+        if before:
+            one.notes.append(f"handed in more than once: {before.path.name} was left out")
+        found[one.student, one.assignment] = one
+    return sorted(found.values(), key=lambda one: (one.assignment, one.student))
+
+
+def read(path: Path, root: Path, releases: dict[str, NotebookNode]) -> Submission:
+    """Read one file, whatever it is; what is wrong with it stands in the notes."""
+    one = Submission(*whose(path, root))
+    if "LATE" in path.name.split("_"):
+        one.notes.append("late, says its name")
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError(f"{path.stat().st_size / 2**20:.0f} MB is more than can be read")
+        cells, told = _cells(path)
+        one.assignment = _which(path, cells, told, releases)
+        one.notebook, notes = fill(releases[one.assignment], cells)
+        one.notes += notes
+    except (ValueError, OSError, RecursionError, MemoryError) as error:
+        one.notes.append(str(error) or type(error).__name__)
+    return one
+
+
+def whose(path: Path, root: Path) -> tuple[str, Path]:
+    """The student's name, from the folder or the file's name."""
+    parts = path.relative_to(root).parts
+    name = parts[0] if len(parts) > 1 else path.stem
+    if len(parts) > 1:
+        name = re.sub(r"_\d+_assignsubmission_.*", "", name)
+    elif canvas := re.match(r"(.+?)(_LATE)?_\d+_\d+_", name):
+        name = canvas[1]
+    else:
+        name = re.sub(r"[ _-]*\(\d+\)$", "", name)
+        name = re.sub(r"[ _-]*(a\d-[a-z]+|capstone)[ _-]*", "", name)
+    name = unicodedata.normalize("NFC", name)
+    return re.sub(r"[^\w.-]+", "-", name).strip("-._") or "nobody", path
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", text)]
+
+
+def _cells(path: Path) -> tuple[list[dict], str]:
+    """The cells of a notebook, as plain as they can be, and the assignment that it names."""
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError:
+        raise ValueError(f"{path.name} is not a Jupyter notebook") from None
+    cells = data.get("cells") if isinstance(data, dict) else None
+    if not isinstance(cells, list):
+        raise ValueError(f"{path.name} is not a Jupyter notebook of version 4")
+    plain = []
+    for cell in cells:
+        if not isinstance(cell, dict):
+            continue
+        source, metadata = cell.get("source", ""), cell.get("metadata")
+        source = "".join(map(str, source)) if isinstance(source, list) else str(source)
+        metadata = metadata if isinstance(metadata, dict) else {}
+        about = metadata.get("nbgrader")
+        plain.append(
+            {
+                "kind": str(cell.get("cell_type")),
+                "source": source.replace("\r\n", "\n"),
+                "id": str(cell.get("id") or metadata.get("id") or ""),
+                "key": str(about.get("grade_id", "")) if isinstance(about, dict) else "",
+            }
+        )
+    told = data.get("metadata", {})
+    told = told.get("vitmini", {}) if isinstance(told, dict) else {}
+    return plain, str(told.get("assignment", "")) if isinstance(told, dict) else ""
+
+
+def _which(path: Path, cells: list[dict], told: str, releases: dict[str, NotebookNode]) -> str:
+    if told in releases:
+        return told
+    keys = {cell["key"] for cell in cells}
+    by_cells = {
+        name: sum(_key(cell) in keys for cell in notebook.cells if _key(cell))
+        + sum(cell.source == other["source"] for cell in notebook.cells for other in cells)
+        for name, notebook in releases.items()
+    }
+    best = max(by_cells, key=lambda name: by_cells[name], default="")
+    if best and by_cells[best] > 1:
+        return best
+    for name in releases:
+        if name in path.name:
+            return name
+    raise ValueError(f"{path.name} is none of {', '.join(sorted(releases))}")
+
+
+# Answers into the released notebook ------------------------------------------------------------
+
+
+def fill(release: NotebookNode, cells: list[dict]) -> tuple[NotebookNode, list[str]]:
+    """The released notebook with a student's answers and own cells; what was put right, in words.
+
+    Answers are known by nbgrader's metadata, else by their first line, their id, or the names that
+    they define; those in words also by the heading above them.
+    """
+    notes: list[str] = []
+    official = [_plain(cell) for cell in release.cells]
+    place = [_find(cell, official) for cell in cells]
+    for i, cell in enumerate(cells):  # what only the names or the place tell
+        if place[i] is None and cell["kind"] == "code":
+            place[i] = _by_names(cell, official, taken={p for p in place if p is not None})
+    if any(o["key"] for o in official) and not any(cell["key"] for cell in cells):
+        notes.append("without nbgrader's metadata: answers found by their first line")
+    for at, o in enumerate(official):
+        given = [cells[i]["source"] for i in range(len(cells)) if place[i] == at]
+        if o["graded"] and not o["answer"] and (not given or given[-1] != o["source"]):
+            what = "missing" if not given else "edited"
+            notes.append(f"{o['name']}: its check was {what}, and is put back")
+        elif len(given) > 1 and (o["answer"] or o["graded"]):
+            notes.append(f"{o['name']}: the cell is there {len(given)} times, the last one counts")
+        elif not given and o["answer"]:
+            notes.append(f"{o['name']}: no answer cell")
+
+    filled = copy.deepcopy(release)
+    extra: dict[int, list[NotebookNode]] = {}
+    at = -1
+    for i, cell in enumerate(cells):
+        if place[i] is not None:
+            at = int(place[i] or 0)
+        elif cell["source"].strip() and cell["kind"] in ("code", "markdown"):
+            make = getattr(nbformat.v4, f"new_{cell['kind']}_cell")
+            extra.setdefault(at, []).append(make(cell["source"]))
+    for at, o in enumerate(official):
+        given = [cells[i]["source"] for i in range(len(cells)) if place[i] == at]
+        written = [text for text in given if text.strip() and text.strip() != o["source"].strip()]
+        if o["answer"] and written:
+            filled.cells[at].source = written[-1]
+        if o["answer"] and o["kind"] == "markdown":  # an answer in cells of its own counts as well
+            near = [extra.get(at - 1, []) if at else [], extra.get(at, [])]
+            own = [c for cells_ in near for c in cells_ if c.cell_type == "markdown"]
+            if own:
+                texts = [*written[-1:], *(c.source for c in own)]
+                filled.cells[at].source = "\n\n".join(texts)
+                for j in (at - 1, at):
+                    extra[j] = [c for c in extra.get(j, []) if c.cell_type != "markdown"]
+    result = extra.get(-1, [])
+    for at, cell in enumerate(filled.cells):
+        result += [cell, *extra.get(at, [])]
+    for number, cell in enumerate(result):
+        cell.id = f"cell-{number:03d}"
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    filled.cells = result
+    return filled, notes
+
+
+def blank(notebook: NotebookNode, release: NotebookNode, keep: str) -> NotebookNode:
+    """A copy in which only one question is answered; the student's own cells stay."""
+    stubs = {_key(cell): cell.source for cell in release.cells if _key(cell)}
+    copied = copy.deepcopy(notebook)
+    for cell in copied.cells:
+        about = cell.metadata.get("nbgrader", {})
+        if about.get("solution") and about["grade_id"] != keep:
+            cell.source = stubs[about["grade_id"]]
+    return copied
+
+
+def _key(cell: NotebookNode) -> str:
+    return str(cell.metadata.get("nbgrader", {}).get("grade_id", ""))
+
+
+def question(key: str) -> str:
+    """`a1-q3-check` is what people call Question 3."""
+    short = key.removesuffix("-check").split("-", 1)[-1]
+    return f"Question {short[1:]}" if re.fullmatch(r"q\d+", short) else short.capitalize()
+
+
+def _plain(cell: NotebookNode) -> dict:
+    about = cell.metadata.get("nbgrader", {})
+    return {
+        "kind": cell.cell_type,
+        "source": cell.source,
+        "id": cell.id,
+        "key": _key(cell),
+        "name": question(_key(cell)),
+        "answer": bool(about.get("solution")),
+        "graded": bool(about.get("grade")),
+        "first": FIRST_LINE.match(cell.source),
+        "heading": cell.source.split("\n")[0] if cell.cell_type == "markdown" else "",
+    }
+
+
+def _find(cell: dict, official: list[dict]) -> int | None:
+    first = FIRST_LINE.match(cell["source"])
+    tests = (
+        lambda o: o["key"] and o["key"] == cell["key"],
+        lambda o: first and o["first"] and o["first"][0] == first[0],
+        lambda o: cell["id"] and o["id"] == cell["id"],
+        lambda o: o["source"].strip() == cell["source"].strip() and o["source"] != STUB,
+        lambda o: o["heading"].startswith("#") and cell["source"].startswith(o["heading"] + "\n"),
+    )
+    for test in tests:
+        for at, o in enumerate(official):
+            if test(o) and (o["kind"] == cell["kind"] or o["key"]):
+                return at
+    return None
+
+
+def _by_names(cell: dict, official: list[dict], taken: set[int]) -> int | None:
+    def names(source: str) -> set[str]:
+        return set(re.findall(r"^(?:def|class) (\w+)|^(\w+) *=", source, re.M)) - {("", "")}
+
+    for at, o in enumerate(official):
+        wanted = names(o["source"])
+        if o["answer"] and at not in taken and wanted and wanted <= names(cell["source"]):
+            return at
+    return None

@@ -108,23 +108,23 @@ def is_right(function):
 """
 
 
-def _filters(**changes: str) -> str:
+def _kernel(**changes: str) -> str:
     parts = {
-        "centre": "filters.mean(dim=0)",
-        "directions": "directions[:k]",
-        "sign": "largest.sign()",
-        "shares": "s.square() / s.square().sum()",
-        "largest": "components.abs().argmax(dim=1, keepdim=True)",
+        "mean": "filters.mean(dim=0)",
+        "variance": "s.square()",
+        "k": "int((explained < share).sum()) + 1",
+        "first": "directions[:k]",
+        "rebuilt": "mean + (filters - mean) @ first.T @ first",
     } | changes
     return f"""
-def filter_components(weight, k):
+def rebuild_kernel(weight, share):
     filters = weight.detach().double().flatten(1)
-    left, s, directions = torch.linalg.svd(filters - {parts["centre"]}, full_matrices=False)
-    components = {parts["directions"]}
-    largest = components.gather(1, {parts["largest"]})
-    components = components * {parts["sign"]}
-    shares = {parts["shares"]}
-    return components.reshape(k, *weight.shape[1:]).float(), shares[:k].float()
+    mean = {parts["mean"]}
+    left, s, directions = torch.linalg.svd(filters - mean, full_matrices=False)
+    explained = ({parts["variance"]}).cumsum(0) / ({parts["variance"]}).sum()
+    k = {parts["k"]}
+    first = {parts["first"]}
+    return k, ({parts["rebuilt"]}).reshape(weight.shape).float()
 """
 
 
@@ -282,20 +282,23 @@ def is_right(function):
     },
     "q5": {
         "the library does it": """
-def filter_components(weight, k):
-    return vm.patch_filters(weight, k), torch.ones(k) / k
+def rebuild_kernel(weight, share):
+    first = vm.patch_filters(weight, 2).flatten(1)
+    return 2, (weight.detach().flatten(1) @ first.T @ first).reshape(weight.shape)
 """,
-        "the mean filter stays": _filters(centre="0"),
-        "each filter's own mean": _filters(centre="filters.mean(dim=1, keepdim=True)"),
-        "singular values in place of variances": _filters(shares="s / s.sum()"),
-        "shares of the first k only": _filters(shares="s.square() / s[:k].square().sum()"),
-        "any sign": _filters(sign="1"),
-        "the sign of the first number": _filters(largest="torch.zeros(k, 1, dtype=torch.int64)"),
-        "the sign of the largest number, not of the largest absolute one": _filters(
-            largest="components.argmax(dim=1, keepdim=True)"
+        "the mean filter stays": _kernel(mean="0 * filters.mean(dim=0)"),
+        "each filter's own mean": _kernel(mean="filters.mean(dim=1, keepdim=True)"),
+        "the mean is never added again": _kernel(rebuilt="(filters - mean) @ first.T @ first"),
+        "filters with their mean are projected": _kernel(rebuilt="filters @ first.T @ first"),
+        "singular values in place of variances": _kernel(variance="s"),
+        "one component too few": _kernel(k="max(1, int((explained < share).sum()))"),
+        "one component too many": _kernel(k="min(len(s), int((explained < share).sum()) + 2)"),
+        "the last component alone": _kernel(first="directions[k - 1 : k]"),
+        "columns of V": _kernel(
+            rebuilt="mean + (filters - mean) @ directions[:, :k] @ directions[:, :k].T"
+            " if directions.shape[0] == directions.shape[1] else filters"
         ),
-        "components between 0 and 1": _filters(sign="1 / largest"),
-        "columns of V": _filters(directions="directions[:, :k].T"),
+        "the first k filters": _kernel(first="(filters - mean)[:k]"),
     },
     "q6": {
         "the library does it": """

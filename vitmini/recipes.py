@@ -334,10 +334,20 @@ class Cifar10TinyDistilled(Cifar10Tiny):
 
 
 @dataclass(frozen=True)
+class Cifar10ResNetMini(Cifar10Mini):
+    """A small ResNet for CIFAR-10 on a CPU, the teacher of `cifar10-mini-distilled`.
+
+    Chapter: 10
+    """
+
+    model: str = "resnet_mini"
+
+
+@dataclass(frozen=True)
 class Cifar10MiniDistilled(Cifar10Mini):
     """The recipe `cifar10-mini` with a distillation token, for a teacher. Not measured yet.
 
-    For a CPU, like `cifar10-mini`: a teacher such as `resnet_mini` has to be trained first.
+    For a CPU, like `cifar10-mini`: its teacher, `cifar10-resnet-mini`, is to be trained first.
     Chapter: 11
     """
 
@@ -355,5 +365,6 @@ RECIPES: dict[str, TrainConfig] = {
     "cifar10-distilled": Cifar10Distilled(),
     "cifar10-tiny": Cifar10Tiny(),
     "cifar10-tiny-distilled": Cifar10TinyDistilled(),
+    "cifar10-resnet-mini": Cifar10ResNetMini(),
     "cifar10-mini-distilled": Cifar10MiniDistilled(),
 }

@@ -24,6 +24,14 @@ def test_a_function_of_the_library_is_refused_under_every_name_and_works_again_a
     assert shortcut(IMAGES, 4).shape == (1, 4, 48)
 
 
+def test_a_function_under_a_decorator_is_refused():
+    model = vm.create_model("vit_digits")
+    digits = torch.randn(1, 1, 8, 8)
+    with own_work("inspection.attention_maps"), pytest.raises(WrongAnswer, match="attention_maps"):
+        vm.attention_maps(model, digits)
+    assert vm.attention_maps(model, digits).ndim == 5
+
+
 def test_a_class_of_the_library_is_refused_and_works_again_afterwards():
     with own_work("attention.Attention"), pytest.raises(WrongAnswer, match=r"attention\.Attention"):
         vm.Attention(8, 2)

@@ -7,6 +7,7 @@ A check takes the reader's function. It prints one line when every test passes, 
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -116,6 +117,7 @@ def own_work(*names: str) -> Iterator[None]:
             elif isinstance(found, type):
                 stack.enter_context(mock.patch.object(found, "__init__", _refuse(name)))
             else:  # its code, so that every name that it has somewhere is covered
+                found = inspect.unwrap(found)  # of decorators such as torch.no_grad
                 stack.callback(setattr, found, "__code__", found.__code__)
                 found.__code__ = _refuse(name).__code__
         stack.enter_context(_RefuseTorch(refused))

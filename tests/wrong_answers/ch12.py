@@ -161,7 +161,7 @@ WRONG = {
         (shares(power=1, divide=lambda s: s), "those are the singular values"),
         (shares(divide=lambda s: s / s.max()), "not by the largest"),
         (not_flattened, "a filter is a row"),
-        (of_the_columns, "expected shape"),
+        (of_the_columns, "not the shares of the variance"),
         (cumulated, "each by itself"),
         (smallest_first, "the largest comes first"),
         (only_the_first, "one share for each component"),

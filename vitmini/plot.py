@@ -365,6 +365,7 @@ def similarity_maps(maps: Tensor, stride: int = 1) -> Figure:
         ticks(middles, names, fontsize=9)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    axes.set(xlim=(-1, sheet.shape[1]), ylim=(sheet.shape[0], -1))  # frames are whole
     axes.set(xlabel="column of the patch", ylabel="row of the patch")
     bar = figure.colorbar(shown, ax=axes, shrink=0.7)
     bar.set_label("cosine similarity")

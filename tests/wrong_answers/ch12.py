@@ -100,31 +100,35 @@ def always_one(maps):
     return 1.0
 
 
-def shares(centre=lambda x: x - x.mean(0), power=2, divide=lambda s: s / s.sum()):
-    def component_shares(weight):
-        return divide(torch.linalg.svdvals(centre(weight.flatten(1))) ** power)
+def needed(centre=lambda x: x - x.mean(0), power=2, more=1):
+    def components_needed(weight, share):
+        values = torch.linalg.svdvals(centre(weight.flatten(1)).double()) ** power
+        return int((values.cumsum(0) / values.sum() < share).sum()) + more
 
-    return component_shares
-
-
-def not_flattened(weight):
-    return torch.linalg.svdvals(weight - weight.mean(0)) ** 2
+    return components_needed
 
 
-def cumulated(weight):
-    return shares()(weight).cumsum(0)
+def not_flattened(weight, share):
+    squares = torch.linalg.svdvals(weight - weight.mean(0)) ** 2
+    return int((squares.cumsum(0) / squares.sum() < share).sum()) + 1
 
 
-def smallest_first(weight):
-    return shares()(weight).flip(0)
+def the_shares(weight, share):
+    filters = weight.flatten(1)
+    squares = torch.linalg.svdvals(filters - filters.mean(0)) ** 2
+    return squares / squares.sum()
 
 
-def only_the_first(weight):
-    return shares()(weight)[0]
+def share_reached(weight, share):
+    return float(the_shares(weight, share).cumsum(0)[0])
 
 
-def of_the_columns(weight):
-    return weight.flatten(1).var(0) / weight.flatten(1).var(0).sum()
+def left_over(weight, share):
+    return min(len(weight), weight[0].numel()) - needed()(weight, share)
+
+
+def each_by_itself(weight, share):
+    return int((the_shares(weight, share) >= share).sum())
 
 
 WRONG = {
@@ -152,18 +156,17 @@ WRONG = {
         (a_map, "expected one number"),
         (always_one, "expected 0."),
     ],
-    "component_shares": [
-        (shares(centre=lambda x: x), "take the mean filter away"),
-        (shares(centre=lambda x: x - x.mean(1, keepdim=True)), "each filter's own mean"),
-        (shares(centre=lambda x: x - x.mean()), "one mean of all numbers"),
-        (shares(power=1), "the square of a singular value"),
-        (shares(divide=lambda s: s), "divide by their sum"),
-        (shares(power=1, divide=lambda s: s), "those are the singular values"),
-        (shares(divide=lambda s: s / s.max()), "not by the largest"),
-        (not_flattened, "a filter is a row"),
-        (of_the_columns, "not the shares of the variance"),
-        (cumulated, "each by itself"),
-        (smallest_first, "the largest comes first"),
-        (only_the_first, "one share for each component"),
+    "components_needed": [
+        (needed(centre=lambda x: x), "take the mean filter away"),
+        (needed(centre=lambda x: x - x.mean(1, keepdim=True)), "each filter's own mean"),
+        (needed(centre=lambda x: x - x.mean()), "one mean of all numbers"),
+        (needed(power=1), "the square of a singular value"),
+        (needed(more=0), "one too few"),
+        (needed(more=2), "one too many"),
+        (not_flattened, "components, got"),
+        (the_shares, "expected one number"),
+        (share_reached, "expected a whole number"),
+        (left_over, "how many are left"),
+        (each_by_itself, "components, got"),
     ],
 }

@@ -151,44 +151,55 @@ def _explained(maps: Tensor, others: bool, mean: bool = True, kind: str = "offse
     return (1 - left.square().sum() / (cosines - middle).square().sum()).item()
 
 
-def component_shares(function: Callable[[Tensor], Any]) -> None:
-    """Exercise 12.3: the share of the variance that each component explains."""
-    for shape in ((24, 3, 2, 2), (6, 1, 4, 3), (10, 2, 2, 3)):
+def components_needed(function: Callable[[Tensor, float], Any]) -> None:
+    """Exercise 12.3: how many components it takes to explain a share of the variance."""
+    hand = torch.tensor([[2.0, 1], [1, 2], [-1, -2], [-2, -1]]).reshape(4, 2, 1, 1)
+    cases = [(hand, 0.85), (hand, 0.95)]
+    for shape in ((24, 3, 2, 2), (8, 1, 4, 3), (30, 2, 2, 3)):
         generator = torch.Generator().manual_seed(shape[0])
-        weight = torch.randn(*shape, generator=generator) + 0.6
-        filters = weight.flatten(1)
-        D, length = filters.shape
-        centred = filters - filters.mean(0)
-        values = torch.linalg.svdvals(centred)
-        target = values.square() / values.square().sum()
-        hints: dict[tuple[int, ...], str] = {
-            (): "one share for each component",
-            (D, length): "the singular values, not a matrix of directions",
-            (D, shape[1], min(shape[2:])): "a filter is a row: weight.flatten(1)",
-        }
-        slip = "svdvals wants a matrix (D, C*P*P): weight.flatten(1)"
-        got = expect_tensor(attempt(function, weight, slip=slip), tuple(target.shape), hints)
+        scale = 0.75 ** torch.arange(shape[1] * shape[2] * shape[3])  # some directions are louder
+        noise = torch.randn(shape[0], len(scale), generator=generator) * scale
+        apart = torch.randn(shape[0], 1, generator=generator)  # and filters have other means
+        weight = (noise + 0.5 * apart + 0.8 * torch.randn(len(scale), generator=generator)).reshape(
+            shape
+        )
+        cases += [(weight, share) for share in (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99)]
+    slip = "svdvals wants a matrix (D, C*P*P): weight.flatten(1)"
+    got = []
+    for weight, share in cases:
+        number = expect_number(attempt(function, weight, share, slip=slip), "12")
+        expect(number == number and number == round(number), f"expected a whole number: {number}")
+        got.append(int(number))
 
-        def of(x: Tensor, power: int = 2) -> Tensor:
-            s = torch.linalg.svdvals(x) ** power
-            return s / s.sum()
+    def answers(centre: Callable[[Tensor], Tensor], power: int = 2, more: int = 0) -> list[int]:
+        found = []
+        for weight, share in cases:
+            values = torch.linalg.svdvals(centre(weight.flatten(1)).double()) ** power
+            found.append(int((values.cumsum(0) / values.sum() < share).sum()) + 1 + more)
+        return found
 
-        slips = {
-            "take the mean filter away first: filters - filters.mean(0)": of(filters),
-            "that takes away each filter's own mean: the mean *over* the filters is dim 0": of(
-                filters - filters.mean(1, keepdim=True)
-            ),
-            "that takes away one mean of all numbers: each number has its own, dim 0": of(
-                filters - filters.mean()
-            ),
-            "variance is the square of a singular value": of(centred, 1),
-            "those are variances, not shares: divide by their sum": values.square(),
-            "those are the singular values: square them, then divide by their sum": values,
-            "divide by the sum, not by the largest": values.square() / values.square().max(),
-            "the largest comes first": target.flip(0),
-            "those are sums of the first shares: return each by itself": target.cumsum(0),
-        }
-        where = f"{D} filters of {length} numbers"
-        expect_no_slip(got, target, {f"{where}: {k}": v for k, v in slips.items()})
-        expect(same(got, target, 1e-4), f"{where}: those are not the shares of the variance")
-    confirm("12.3", "mean filter away, singular values squared, divided by their sum")
+    def mean_away(x: Tensor) -> Tensor:
+        return x - x.mean(0)
+
+    target = answers(mean_away)
+    slips = {
+        "take the mean filter away first: filters - filters.mean(0)": answers(lambda x: x),
+        "that takes away each filter's own mean: the mean *over* the filters is dim 0": answers(
+            lambda x: x - x.mean(1, keepdim=True)
+        ),
+        "that takes away one mean of all numbers: each number has its own, dim 0": answers(
+            lambda x: x - x.mean()
+        ),
+        "variance is the square of a singular value": answers(mean_away, power=1),
+        "one too few: those explain less than the share": answers(mean_away, more=-1),
+        "one too many: one less already explains the share": answers(mean_away, more=1),
+        "that is how many are left: count those that are needed": [
+            min(len(w), w[0].numel()) - n for (w, _), n in zip(cases, target, strict=True)
+        ],
+    }
+    for words, value in slips.items():
+        expect(got != value or value == target, words)
+    for (weight, share), number, right in zip(cases, got, target, strict=True):
+        where = f"{len(weight)} filters of {weight[0].numel()} numbers, share {share}"
+        expect(number == right, f"{where}: expected {right} components, got {number}")
+    confirm("12.3", "squares from the mean filter, summed until the share is reached")

@@ -556,6 +556,38 @@ def attention_distances() -> None:
     save(figure, "11-build.png")
 
 
+def similarity() -> None:
+    """A place of the trained model and what resembles it, before and after; four components."""
+    model: Any = vm.load_pretrained("vit_cifar_mini")
+    torch.manual_seed(0)
+    fresh: Any = vm.create_model("vit_cifar_mini")
+    row, column, side = 2, 3, 16.5
+    figure, axes = canvas(8, 2.9)
+    show(axes, vm.load_photo("cat", 32), 1, 9, side, side)
+    grid(axes, 1, 9, side, 8)
+    axes.text(1 + side / 2, 5.4, "64 places,\none marked", ha="center", va="center", fontsize=13)
+    for x, tables, word in ((21, fresh, "fresh"), (41, model, "trained")):
+        maps = vm.position_similarity(tables.pos_embed.detach(), (8, 8))
+        show(axes, maps[row, column], x, 9, side, side, cmap="PuOr", vmin=-1, vmax=1)
+        words = f"its likeness to\neach place, {word}"
+        axes.text(x + side / 2, 5.4, words, ha="center", va="center", fontsize=13)
+    for x in (1, 21, 41):
+        step = side / 8
+        place = (x + column * step, 9 + side - (row + 1) * step)
+        for color, thick in (("white", 5.0), (RED, 2.5)):
+            frame = Rectangle(place, step, step, fill=False, ec=color, lw=thick, zorder=5)
+            axes.add_patch(frame)
+    components = vm.patch_filters(model.patch_embed.proj.weight, 4)
+    for i, tile in enumerate(components):
+        low, high = tile.min(), tile.max()
+        x, y = 61 + 8.75 * (i % 2), 9 + 8.75 * (1 - i // 2)
+        show(axes, (tile - low) / (high - low), x, y, 7.75, 7.75)
+    words = "what its filters\nare made of"
+    axes.text(61 + side / 2, 5.4, words, ha="center", va="center", fontsize=13)
+    axes.set(xlim=(0, 79), ylim=(2.5, 27), aspect="equal")
+    save(figure, "12-build.png")
+
+
 def main() -> None:
     STATIC.mkdir(exist_ok=True)
     svg("icon.svg", 64, 64, "Sixteen coloured tiles", icon())
@@ -574,6 +606,7 @@ def main() -> None:
     three_models()
     distillation()
     attention_distances()
+    similarity()
 
 
 if __name__ == "__main__":

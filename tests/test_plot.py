@@ -168,3 +168,43 @@ def test_distances_stand_beside_their_lines_of_reference():
     [legend] = figure.legends
     assert len(legend.get_texts()) == 3
     assert len(vm.plot.head_distances({"a": far}, uniform=4.0).legends[0].get_texts()) == 2
+
+
+# Positions ------------------------------------------------------------------------------------
+
+
+def test_similarity_maps_are_one_picture_with_a_tile_for_each_patch():
+    maps = vm.position_similarity(vm.sincos_positions((3, 5), 16), (3, 5), num_prefix_tokens=0)
+    axes = vm.plot.similarity_maps(maps).axes[0]
+    sheet = torch.tensor(axes.images[0].get_array().filled(float("nan")))
+    assert axes.images[0].get_clim() == (-1, 1)
+    assert len(axes.patches) == 15 and sheet.shape == (3 * 4 - 1, 5 * 6 - 1)
+    for i in range(3):
+        for j in range(5):
+            tile = sheet[4 * i : 4 * i + 3, 6 * j : 6 * j + 5]
+            assert torch.equal(tile, maps[i, j])
+    assert sheet.isnan().sum() == sheet.numel() - 15 * 15
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "2", "3", "4", "5"]
+
+
+def test_with_a_stride_tiles_keep_their_numbers():
+    maps = vm.position_similarity(vm.sincos_positions((5, 5), 16), (5, 5), num_prefix_tokens=0)
+    axes = vm.plot.similarity_maps(maps, stride=2).axes[0]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["1", "3", "5"]
+    alone = vm.plot.similarity_maps(maps[2:3, 2:3]).axes[0]
+    assert [t.get_text() for t in alone.get_xticklabels()] == [""]
+
+
+def test_maps_of_places_are_framed_and_say_their_scale():
+    maps = torch.zeros(2, 3, 2, 3)
+    maps[1, 2, 0, 0], maps[0, 1, 1, 1] = -2.0, 0.5
+    figure = vm.plot.place_maps({"cosine": maps / 2, "dot": maps}, [(1, 2), (0, 1)])
+    axes = figure.axes
+    assert [a.get_title() for a in axes[:2]] == ["cosine\n-1.00 to 1.00", "dot\n-2.00 to 2.00"]
+    assert axes[0].images[0].get_clim() == (-1, 1) and axes[3].images[0].get_clim() == (-2, 2)
+    assert axes[0].patches[-1].get_xy() == (1.5, 0.5) and axes[2].patches[-1].get_xy() == (
+        0.5,
+        -0.5,
+    )
+    assert torch.equal(torch.tensor(axes[3].images[0].get_array()), maps[0, 1])
+    assert axes[2].get_ylabel() == "row 1,\ncolumn 2"

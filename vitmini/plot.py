@@ -342,19 +342,56 @@ def similarity_maps(maps: Tensor, stride: int = 1) -> Figure:
 
     With a `stride`, only every so-manyth row and column of tiles, so that a tile stays legible.
     """
-    kept = maps[::stride, ::stride].detach().cpu()
-    rows, columns = kept.shape[:2]
-    figure, grid = _new(rows, columns, (4.6, 4.6 * rows / columns))
+    kept = maps[::stride, ::stride].detach().float().cpu()
+    rows, columns, height, width = kept.shape
+    # one picture with gaps between the tiles: an axes for each tile takes seconds
+    gap = max(1, round(0.12 * max(height, width)))
+    sheet = torch.full((rows, height + gap, columns, width + gap), float("nan"))
+    sheet[:, :height, :, :width] = kept.transpose(1, 2)
+    sheet = sheet.flatten(2).flatten(0, 1)[:-gap, :-gap]
+    figure, [[axes]] = _new(1, 1, (5.2, 4.4 * sheet.shape[0] / sheet.shape[1]))
+    shown = axes.imshow(sheet.numpy(), cmap="PuOr", vmin=-1, vmax=1)
     for i in range(rows):
         for j in range(columns):
-            axes = grid[i][j]
-            shown = axes.imshow(kept[i, j], cmap="PuOr", vmin=-1, vmax=1)
-            axes.set_xticks([])
-            axes.set_yticks([])
-    figure.supxlabel("column of the patch", fontsize=11)
-    figure.supylabel("row of the patch", fontsize=11)
-    bar = figure.colorbar(shown, ax=grid.ravel().tolist(), shrink=0.7)
+            corner = (j * (width + gap) - 0.5, i * (height + gap) - 0.5)
+            edge = plt.Rectangle(corner, width, height, fill=False, ec=GREY, lw=0.6)
+            axes.add_patch(edge)
+    for ticks, count, length in (
+        (axes.set_xticks, columns, width),
+        (axes.set_yticks, rows, height),
+    ):
+        middles = [k * (length + gap) + (length - 1) / 2 for k in range(count)]
+        names = [str(1 + k * stride) for k in range(count)] if rows * columns > 1 else [""]
+        ticks(middles, names, fontsize=9)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set(xlim=(-1, sheet.shape[1]), ylim=(sheet.shape[0], -1))  # frames are whole
+    axes.set(xlabel="column of the patch", ylabel="row of the patch")
+    bar = figure.colorbar(shown, ax=axes, shrink=0.7)
     bar.set_label("cosine similarity")
+    return figure
+
+
+def place_maps(maps: Mapping[str, Tensor], places: Sequence[tuple[int, int]]) -> Figure:
+    """Show the maps of some patches, a row a patch, a column for each of `maps`. Chapter: 12.
+
+    `maps` (rows, columns, rows, columns) are as `position_similarity` gives them. White is 0;
+    each column has its own scale, its largest absolute number. A frame marks the patch itself.
+    """
+    figure, grid = _new(len(places), len(maps), (1.9 * len(maps) + 0.3, 1.75 * len(places) + 0.3))
+    for column, (title, values) in enumerate(maps.items()):
+        kept = torch.stack([values[i, j] for i, j in places]).detach().float().cpu()
+        top = kept.abs().max().item()
+        for axes, tile, (i, j) in zip(grid[:, column], kept, places, strict=True):
+            axes.imshow(tile.numpy(), cmap="PuOr", vmin=-top, vmax=top)
+            for color, thick in (("white", 4.0), (RED, 2.0)):
+                frame = plt.Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, ec=color, lw=thick)
+                axes.add_patch(frame)
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        grid[0][column].set_title(f"{title}\n{-top:.2f} to {top:.2f}", fontsize=10)
+    for axes, (i, j) in zip(grid[:, 0], places, strict=True):
+        axes.set_ylabel(f"row {i + 1},\ncolumn {j + 1}", fontsize=10)
     return figure
 
 

@@ -556,6 +556,29 @@ def attention_distances() -> None:
     save(figure, "11-build.png")
 
 
+def interpolation() -> None:
+    """One photograph on two grids, and the position of one place in both, resized."""
+    table = vm.load_pretrained("vit_cifar_mini").pos_embed.detach()
+    figure, axes = canvas(8, 2.4)
+    height = 16.0
+    for x, cells, row, column in ((1, 8, 3, 2), (44, 12, 5, 3)):
+        maps = vm.position_similarity(vm.resize_pos_embed(table, (cells, cells)), (cells, cells))
+        show(axes, vm.load_photo("cat", 4 * cells), x, 6, height, height)
+        grid(axes, x, 6, height, cells)
+        alike = maps[row, column].reshape(1, cells, cells)
+        show(axes, alike, x + 18, 6, height, height, cmap="viridis", vmax=1)
+        for left, color in ((x, RED), (x + 18, "black")):
+            step = height / cells
+            place = (left + column * step, 6 + height - (row + 1) * step)
+            axes.add_patch(Rectangle(place, step, step, fill=False, ec=color, lw=3, zorder=5))
+        words = f"{4 * cells} pixels: {cells} x {cells} patches"
+        axes.text(x + 17, 3.6, words, ha="center", va="center", fontsize=13)
+    arrow(axes, 36.8, 14, 5.4)
+    axes.text(39.5, 23.8, "resize the positions", ha="center", va="center", fontsize=13)
+    axes.set(xlim=(0, 79), ylim=(2, 25.5), aspect="equal")
+    save(figure, "13-build.png")
+
+
 def main() -> None:
     STATIC.mkdir(exist_ok=True)
     svg("icon.svg", 64, 64, "Sixteen coloured tiles", icon())
@@ -574,6 +597,7 @@ def main() -> None:
     three_models()
     distillation()
     attention_distances()
+    interpolation()
 
 
 if __name__ == "__main__":

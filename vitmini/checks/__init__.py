@@ -103,7 +103,7 @@ def _show(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-from vitmini.checks import ch00, ch01, ch02, ch03, ch04, ch05, ch06, ch07, ch08, ch10, ch11  # noqa: E402  (they use the functions above)
+from vitmini.checks import ch00, ch01, ch02, ch03, ch04, ch05, ch06, ch07, ch08, ch10, ch11, ch13  # noqa: E402  (they use the functions above)
 
 __all__ = [
     "WrongAnswer",
@@ -119,6 +119,7 @@ __all__ = [
     "ch08",
     "ch10",
     "ch11",
+    "ch13",
     "confirm",
     "expect",
     "expect_no_slip",

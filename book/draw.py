@@ -567,10 +567,10 @@ def interpolation() -> None:
         grid(axes, x, 6, height, cells)
         alike = maps[row, column].reshape(1, cells, cells)
         show(axes, alike, x + 18, 6, height, height, cmap="viridis", vmax=1)
-        for left, color in ((x, RED), (x + 18, "black")):
+        for left in (x, x + 18):
             step = height / cells
             place = (left + column * step, 6 + height - (row + 1) * step)
-            axes.add_patch(Rectangle(place, step, step, fill=False, ec=color, lw=3, zorder=5))
+            axes.add_patch(Rectangle(place, step, step, fill=False, ec="black", lw=3, zorder=5))
         words = f"{4 * cells} pixels: {cells} x {cells} patches"
         axes.text(x + 17, 3.6, words, ha="center", va="center", fontsize=13)
     arrow(axes, 36.8, 14, 5.4)

@@ -470,7 +470,7 @@ def resolution_explorer(
         f'<span style="flex:0 1 10em;height:.8em;background:linear-gradient(to right,{_BAR})">'
         "</span><output></output></div>"
         '<p aria-live="polite" style="margin:.4em 0;min-height:5em"></p>'
-        '<svg role="img" viewBox="0 0 360 150" style="width:100%;max-width:37em"></svg>'
+        '<svg role="img" viewBox="0 0 360 150" style="width:100%;max-width:28em"></svg>'
         f"<script>({_RESOLVE})(document.currentScript.parentElement,{_in_script(program)})</script>"
         "</figure>"
     )
@@ -565,7 +565,7 @@ function (figure, d) {
         const place = [at(x), at(y), at(x + 1) - at(x), at(y + 1) - at(y)];
         const level = (alike[y * n + x] - low) / (1 - low) * (colours.length - 1);
         pen.fillStyle = '#' + colours[Math.max(0, Math.min(colours.length - 1, Math.round(level)))];
-        pen.strokeStyle = '#fff8'; pen.lineWidth = 1;
+        pen.strokeStyle = '#fffa'; pen.lineWidth = 1.5;
         if (k) pen.fillRect(...place); else pen.strokeRect(...place);
       }
       for (const [colour, width] of [['#000', 7], ['#fff', 3]]) {

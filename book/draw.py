@@ -566,12 +566,12 @@ def similarity() -> None:
     show(axes, vm.load_photo("cat", 32), 1, 9, side, side)
     grid(axes, 1, 9, side, 8)
     axes.text(1 + side / 2, 5.4, "64 places,\none marked", ha="center", va="center", fontsize=13)
-    for x, tables, word in ((21, fresh, "fresh"), (41, model, "trained")):
+    for x, tables, word in ((21.0, fresh, "fresh"), (41.0, model, "trained")):
         maps = vm.position_similarity(tables.pos_embed.detach(), (8, 8))
         show(axes, maps[row, column], x, 9, side, side, cmap="PuOr", vmin=-1, vmax=1)
         words = f"its likeness to\neach place, {word}"
         axes.text(x + side / 2, 5.4, words, ha="center", va="center", fontsize=13)
-    for x in (1, 21, 41):
+    for x in (1.0, 21.0, 41.0):
         step = side / 8
         place = (x + column * step, 9 + side - (row + 1) * step)
         for color, thick in (("white", 5.0), (RED, 2.5)):
@@ -586,6 +586,30 @@ def similarity() -> None:
     axes.text(61 + side / 2, 5.4, words, ha="center", va="center", fontsize=13)
     axes.set(xlim=(0, 79), ylim=(2.5, 27), aspect="equal")
     save(figure, "12-build.png")
+
+
+def interpolation() -> None:
+    """One photograph on two grids, and the position of one place in both, resized."""
+    model: Any = vm.load_pretrained("vit_cifar_mini")
+    table = model.pos_embed.detach()
+    figure, axes = canvas(8, 2.4)
+    height = 16.0
+    for x, cells, row, column in ((1, 8, 3, 2), (44, 12, 5, 3)):
+        maps = vm.position_similarity(vm.resize_pos_embed(table, (cells, cells)), (cells, cells))
+        show(axes, vm.load_photo("cat", 4 * cells), x, 6, height, height)
+        grid(axes, x, 6, height, cells)
+        alike = maps[row, column].reshape(1, cells, cells)
+        show(axes, alike, x + 18, 6, height, height, cmap="viridis", vmax=1)
+        for left in (x, x + 18):
+            step = height / cells
+            place = (left + column * step, 6 + height - (row + 1) * step)
+            axes.add_patch(Rectangle(place, step, step, fill=False, ec="black", lw=3, zorder=5))
+        words = f"{4 * cells} pixels: {cells} x {cells} patches"
+        axes.text(x + 17, 3.6, words, ha="center", va="center", fontsize=13)
+    arrow(axes, 36.8, 14, 5.4)
+    axes.text(39.5, 23.8, "resize the positions", ha="center", va="center", fontsize=13)
+    axes.set(xlim=(0, 79), ylim=(2, 25.5), aspect="equal")
+    save(figure, "13-build.png")
 
 
 def main() -> None:
@@ -607,6 +631,7 @@ def main() -> None:
     distillation()
     attention_distances()
     similarity()
+    interpolation()
 
 
 if __name__ == "__main__":

@@ -208,3 +208,22 @@ def test_maps_of_places_are_framed_and_say_their_scale():
     )
     assert torch.equal(torch.tensor(axes[3].images[0].get_array()), maps[0, 1])
     assert axes[2].get_ylabel() == "row 1,\ncolumn 2"
+
+
+@pytest.mark.parametrize(("old", "new"), [(4, 6), (8, 4), (2, 2)])
+def test_new_patches_read_where_the_two_conventions_say(old, new):
+    """A line goes up from each new centre: to its own place, or between the outermost centres."""
+    for axes, corners in zip(vm.plot.resized_places(old, new).axes, (False, True), strict=True):
+        ups = [line.get_xdata() for line in axes.lines if list(line.get_ydata()) == [0, 1]]
+        unit = torch.arange(float(old)).reshape(1, 1, -1)  # which old patch is read
+        size = {"mode": "linear", "align_corners": corners}
+        read = torch.nn.functional.interpolate(unit, new, **size).flatten()
+        for (start, end), place, i in zip(ups, read.tolist(), range(new), strict=True):
+            assert start == pytest.approx((i + 0.5) / new)
+            inside = min(max(end * old - 0.5, 0), old - 1)  # beyond the border: its value
+            assert inside == pytest.approx(place, abs=1e-5)
+
+
+def test_resized_places_wants_two_patches():
+    with pytest.raises(ValueError, match="old and new must be at least 2, got 1 and 4"):
+        vm.plot.resized_places(1, 4)

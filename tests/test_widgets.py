@@ -1,4 +1,4 @@
-"""Explorers of maps: what is written into the page, and what a reader sees when using them."""
+"""Explorers: what is written into the page, and what a reader sees when using them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 import vitmini as vm
 from vitmini.data import normalize
-from vitmini.widgets import Choice, encode_picture, map_explorer
+from vitmini.positions import PUBLISHED
+from vitmini.widgets import Choice, encode_picture, map_explorer, resolution_explorer
 
 GRID = (2, 3)
 N = 6
@@ -195,3 +196,116 @@ def test_a_grey_picture_is_ink_on_paper():
     pixels = picture(1)
     shown = Image.open(io.BytesIO(encode_picture(pixels)))
     assert shown.size == (12, 8) and shown.getpixel((3, 2)) == (255 - int(pixels[0, 2, 3]),) * 3
+
+
+# The explorer of sizes ------------------------------------------------------------------------
+
+SIZES = (8, 12, 16, 32)
+
+
+def square(grid=3, **options):
+    torch.manual_seed(0)
+    given = {"image_size": 4 * grid, "depth": 1} | options
+    return vm.create_model("vit_cifar_mini", **given)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": torch.nn.Linear(1, 1)}, "model must be a ViT of vitmini with learned"),
+        ({"model": square(pos_embed="sincos2d")}, "with learned positions"),
+        ({"model": square(image_size=(8, 12))}, "model must have a square grid"),
+        ({"sizes": (8, 10)}, r"sizes must be multiples of the patch size 4, got \[8, 10\]"),
+        ({"sizes": ()}, "sizes must be multiples"),
+        ({"image": picture().float()}, "image must be a tensor uint8"),
+        ({"before": {"mine": {8: 0.5}}}, "before must be of timm, DeiT, HF"),
+    ],
+)
+def test_an_explorer_of_sizes_says_what_it_wants(options, words):
+    given = {"model": square(), "image": picture(), "sizes": SIZES} | options
+    with pytest.raises(ValueError, match=words):
+        resolution_explorer("x", **given)
+
+
+def test_sizes_and_conventions_give_the_maps_of_the_resized_table(show):
+    """The page resizes by itself: its words and colours are those of `resize_pos_embed`."""
+    model, sizes = square(), (4, *SIZES)
+    page = show(resolution_explorer("Size", model, picture(), sizes, {"Google": {16: 0.25}}))
+    words, image = page.locator("p"), page.locator("img")
+    assert page.get_by_label("image", exact=True).get_attribute("aria-valuetext") == "12 px"
+    assert "the size of the training" in words.inner_text()
+    page.get_by_label("convention", exact=True).press("Home")
+    pictures = set()
+    for c, (name, (mode, antialias)) in enumerate(PUBLISHED.items()):
+        page.get_by_label("image", exact=True).press("Home")
+        for size in sizes:
+            n = size // 4
+            table = vm.resize_pos_embed(
+                model.pos_embed.detach(), (n, n), (3, 3), 1, mode, antialias
+            )
+            maps = vm.position_similarity(table, (n, n))
+            for key in ("Home", "End"):
+                page.get_by_label("row", exact=True).press(key)
+                page.get_by_label("column", exact=True).press(key)
+                i = 0 if key == "Home" else n - 1
+                values = maps[i, i].flatten().clone()
+                text = words.inner_text()
+                assert text.startswith(f"The patch in row {i + 1}, column {i + 1} of {n} x {n} ")
+                values[i * n + i] = -1
+                best = values.argmax().item()
+                if n > 1:
+                    assert f"that of row {best // n + 1}, column {best % n + 1}: cosine " in text
+                    assert numbers(text)[1][0] == pytest.approx(values[best].item(), abs=0.006)
+            if c and size != 12:
+                plain = vm.resize_pos_embed(model.pos_embed.detach(), (n, n), (3, 3))[:, 1:]
+                far = (100 * (table[:, 1:] - plain).norm() / plain.norm()).item()
+                assert numbers(text)[1][1 if n > 1 else 0] == pytest.approx(far, abs=0.06)
+            measured = (name, size) == ("Google", 16)
+            assert ("Accuracy at 16 px: 25.0 % as it is." in text) == measured
+            pictures.add(image.get_attribute("src"))
+            page.get_by_label("image", exact=True).press("ArrowRight")
+        page.get_by_label("convention", exact=True).press("ArrowRight")
+    assert len(pictures) == len(sizes)
+
+
+def test_the_place_in_the_picture_stays_when_the_size_changes(show):
+    page = show(resolution_explorer("Size", square(4), picture(), (8, 16, 32)))
+    words = page.locator("p")
+    page.get_by_label("row", exact=True).press("Home")
+    page.get_by_label("column", exact=True).press("End")
+    page.get_by_label("image", exact=True).press("End")
+    assert words.inner_text().startswith("The patch in row 2, column 8 of 8 x 8 ")
+    page.get_by_label("image", exact=True).press("Home")
+    assert words.inner_text().startswith("The patch in row 1, column 2 of 2 x 2 ")
+    assert page.locator("svg").is_hidden()  # no accuracy is known
+
+
+@pytest.mark.parametrize("width", [800, 390])
+def test_the_accuracy_is_told_and_drawn_at_every_size(show, width):
+    before = {"timm": {8: 0.3, 12: 0.6, 32: 0.4}}
+    after = {8: 0.35, 12: 0.61, 16: 0.55, 32: 0.5}
+    page = show(resolution_explorer("Size", square(), picture(), SIZES, before, after), width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    words, slider = page.locator("p"), page.get_by_label("image", exact=True)
+    assert "Accuracy at 12 px: 60.0 % as it is, 61.0 % after an epoch" in words.inner_text()
+    slider.press("End")
+    assert "Accuracy at 32 px: 40.0 % as it is, 50.0 % after" in words.inner_text()
+    slider.press("ArrowLeft")
+    told = "Accuracy at 16 px: not measured with this convention, 55.0 % after"
+    assert told in words.inner_text()
+    chart = page.locator("svg")
+    assert told in chart.get_attribute("aria-label")
+    assert chart.locator("circle").count() == 1 + 3 and chart.locator("rect").count() == 1 + 4
+    places = chart.locator("polyline").evaluate_all("all => all.map(l => l.points.length)")
+    assert places == [3, 4]
+    box = page.locator("canvas").nth(1).bounding_box()
+    page.mouse.click(box["x"] + 0.1 * box["width"], box["y"] + 0.9 * box["height"])
+    assert words.inner_text().startswith("The patch in row 4, column 1 of 4 x 4 ")
+    page.touchscreen.tap(box["x"] + 0.9 * box["width"], box["y"] + 0.1 * box["height"])
+    assert words.inner_text().startswith("The patch in row 1, column 4 of 4 x 4 ")
+
+
+def test_the_explorer_of_the_courses_model_is_small_enough_for_a_page():
+    model, sizes = vm.load_pretrained("vit_cifar_mini"), (16, 24, 28, 32, 40, 48, 64)
+    explorer = resolution_explorer("Size", model, vm.load_photo("cat", 32), sizes)
+    assert len(explorer._repr_html_()) < 200_000

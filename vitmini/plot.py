@@ -395,6 +395,37 @@ def place_maps(maps: Mapping[str, Tensor], places: Sequence[tuple[int, int]]) ->
     return figure
 
 
+def resized_places(old: int, new: int) -> Figure:
+    """Draw where `new` patches in a row read a table of `old` ones, by two conventions.
+
+    A line goes from the centre of each new patch up to the place where it reads. Pixel centres:
+    straight up. Aligned corners: the outermost centres are laid upon each other.
+    Raises: `ValueError` when there are fewer than 2 patches.
+    Chapter: 13
+    """
+    if min(old, new) < 2:
+        raise ValueError(f"old and new must be at least 2, got {old} and {new}")
+    figure, grid = _new(2, 1, (5.8, 4.4))
+    own = [(i + 0.5) / new for i in range(new)]  # in widths of the picture
+    aligned = [(0.5 + i * (old - 1) / (new - 1)) / old for i in range(new)]
+    for axes, title, read in zip(
+        grid[:, 0], ("pixel centres", "aligned corners"), (own, aligned), strict=True
+    ):
+        for y, count, color, name in ((1.0, old, BLUE, "old"), (0.0, new, ORANGE, "new")):
+            for i in range(count):
+                place = (i / count, y - 0.12)
+                axes.add_patch(plt.Rectangle(place, 1 / count, 0.24, fill=False, ec=color, lw=1.5))
+            axes.plot([(i + 0.5) / count for i in range(count)], [y] * count, "o", color=color)
+            axes.text(-0.02, y, f"{count} {name}", ha="right", va="center", color="black")
+        for start, end in zip(own, read, strict=True):
+            axes.plot([start, end], [0, 1], color=GREY, linewidth=1.2, zorder=0)
+        axes.plot(read, [1] * new, "|", color="black", markersize=16, markeredgewidth=1.8)
+        axes.set_title(title, fontsize=11)
+        axes.set(xlim=(-0.16, 1.02), ylim=(-0.2, 1.25))
+        axes.set_axis_off()
+    return figure
+
+
 def groups(
     labels: Sequence[str],
     series: Mapping[str, Sequence[Mapping[str, Any]]],

@@ -16,6 +16,13 @@ from torch import Tensor, nn
 from vitmini.patches import as_pair
 
 RESIZE_MODES = ("bicubic", "bilinear", "google", "torchvision", "dino")
+PUBLISHED = {  # whose code resizes how: `mode` and `antialias` of `resize_pos_embed`
+    "timm": ("bicubic", True),
+    "DeiT, HF": ("bicubic", False),
+    "Google": ("google", False),
+    "torchvision": ("torchvision", False),
+    "DINO": ("dino", False),
+}
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, temperature: float = 10000.0) -> Tensor:

@@ -1,6 +1,6 @@
 """Explorers for the rendered page and for a notebook: plain HTML, no kernel, no library.
 
-Chapter: 0 shows the first one, 11 the explorer of attention.
+Chapter: 0 shows the first one, 11 the explorer of attention, 13 that of the resolution.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitmini.data import normalize
 from vitmini.inspection import attention_distance, attention_maps
 from vitmini.patches import as_pair
+from vitmini.positions import PUBLISHED, resize_pos_embed
 
 
 @dataclass(frozen=True)
@@ -278,11 +280,12 @@ def encode_picture(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _slider(name: str, label: str, words: list[str], at: int) -> str:
-    shown = html.escape(words[at])
+def _slider(name: str, label: str, words: list[str], at: int, count: int = 0) -> str:
+    """A slider with a word for each position; `count` of them can be reached, all if it is 0."""
+    shown, last = html.escape(words[at]), (count or len(words)) - 1
     return (
         f'<label for="{name}">{html.escape(label)}</label>'
-        f'<input id="{name}" type="range" min="0" max="{len(words) - 1}" value="{at}" step="1"'
+        f'<input id="{name}" type="range" min="0" max="{last}" value="{at}" step="1"'
         f' data-words="{html.escape(json.dumps(words))}" aria-valuetext="{shown}"'
         f' style="width:100%;height:2em"><output for="{name}">{shown}</output>'
     )
@@ -358,6 +361,265 @@ function (figure, d) {
   }
   for (const control of [...sliders, ...(chooser ? [chooser] : [])])
     control.addEventListener('input', draw);
+  draw();
+}
+"""
+
+
+# An explorer of sizes -------------------------------------------------------------------------
+
+
+def resolution_explorer(
+    label: str,
+    model: nn.Module,
+    image: Tensor,
+    sizes: Sequence[int],
+    before: Mapping[str, Mapping[int, float]] | None = None,
+    after: Mapping[int, float] | None = None,
+    start: int | None = None,
+) -> Html:
+    """Make an explorer: drag the size of the image, and see the positions and the accuracy change.
+
+    On the left the picture at that size with its patches, on the right how much the position of
+    the chosen patch resembles all others after resizing, by one of the conventions `PUBLISHED`;
+    below, the accuracy at all sizes. The page resizes the table itself, from one small matrix for
+    each size and convention.
+
+    Shapes: `image` uint8 (C, H, W), scaled to each of `sizes`, sides in pixels; `before` holds the
+        accuracy by convention and size, `after` that after fine-tuning by size, as far as known;
+        `start` is the size that is shown first (None: the model's own, or the first).
+    Raises: `ValueError` when `model` is no square ViT with learned positions, a size is none of
+        whole patches, or the picture is of another kind.
+    Chapter: 13
+    """
+    vit: Any = model
+    table = getattr(vit, "pos_embed", None)
+    if not hasattr(vit, "grid") or not isinstance(table, nn.Parameter):
+        raise ValueError("model must be a ViT of vitmini with learned positions")
+    side, patch = vit.grid[0], as_pair(vit.config.patch_size, "patch_size")[0]
+    if vit.grid != (side, side):
+        raise ValueError(f"model must have a square grid, got {vit.grid}")
+    if not sizes or any(not isinstance(s, int) or s < patch or s % patch for s in sizes):
+        raise ValueError(f"sizes must be multiples of the patch size {patch}, got {list(sizes)}")
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.ndim != 3:
+        raise ValueError("image must be a tensor uint8 (C, H, W)")
+    for name in before or {}:
+        if name not in PUBLISHED:
+            raise ValueError(f"before must be of {', '.join(PUBLISHED)}; got {name!r}")
+    patches = table.detach()[0, vit.num_prefix_tokens :].double().cpu()  # (N, D)
+    scale = patches.abs().max().item() / 32767 or 1.0
+    weights = [[_matrix(side, size // patch, *how) for size in sizes] for how in PUBLISHED.values()]
+    tables = [[_resized(patches, w) for w in by_size] for by_size in weights]
+    first = tables[0]
+    apart = [
+        [
+            ((t - f).norm() / f.norm().clamp(min=1e-12)).item()
+            for t, f in zip(found, first, strict=True)
+        ]
+        for found in tables
+    ]
+    known, tuned = before or {}, after or {}
+    program = {
+        "side": side,
+        "sizes": list(sizes),
+        "grids": [size // patch for size in sizes],
+        "own": side * patch,
+        "names": list(PUBLISHED),
+        "scale": scale,
+        "table": base64.b64encode((patches / scale).round().short().numpy().tobytes()).decode(),
+        "weights": [
+            [[float(f"{x:.5f}") for x in w.flatten().tolist()] for w in by_size]
+            for by_size in weights
+        ],
+        "apart": [[round(value, 4) for value in values] for values in apart],
+        "before": [[known.get(name, {}).get(size) for size in sizes] for name in PUBLISHED],
+        "after": [tuned.get(size) for size in sizes],
+        "pictures": [base64.b64encode(encode_picture(_scaled(image, s))).decode() for s in sizes],
+        "colours": _COLOURS,
+    }
+    at = sizes.index(start) if start in sizes else 0
+    if start is None and side * patch in sizes:
+        at = list(sizes).index(side * patch)
+    middle = program["grids"][at]
+    words = [str(i + 1) for i in range(max(program["grids"]))]
+    name = "vm-" + re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
+    sliders = [
+        ("image", [f"{size} px" for size in sizes], at, len(sizes)),
+        ("convention", list(PUBLISHED), 0, len(PUBLISHED)),
+        ("row", words, middle // 2, middle),
+        ("column", words, middle // 2, middle),
+    ]
+    controls = "".join(
+        _slider(f"{name}-{i}", told, given, place, count)
+        for i, (told, given, place, count) in enumerate(sliders)
+    )
+    pane = '<div style="position:relative;flex:1 1 8em;max-width:18em;touch-action:manipulation">'
+    canvas = '<canvas role="img" style="width:100%;cursor:crosshair;image-rendering:pixelated;'
+    alt = html.escape(f"{label} The picture at the size that the slider says.")
+    return Html(
+        f'<figure class="vm-explorer" style="margin:1em 0" aria-label="{html.escape(label)}">'
+        f'<div style="font-weight:600">{html.escape(label)}</div>'
+        '<div style="display:grid;grid-template-columns:max-content minmax(6em,20em) 6em;'
+        f'gap:0 .8em;align-items:center">{controls}</div>'
+        f'<div style="display:flex;gap:.8em;max-width:37em">{pane}'
+        f'<img src="data:image/png;base64,{program["pictures"][at]}" alt="{alt}" '
+        'style="display:block;width:100%;aspect-ratio:1;image-rendering:pixelated">'
+        f'{canvas}position:absolute;inset:0;height:100%"></canvas></div>'
+        f'{pane}{canvas}display:block"></canvas></div></div>'
+        '<div style="display:flex;gap:.5em;align-items:center;margin:.3em 0"><output></output>'
+        f'<span style="flex:0 1 10em;height:.8em;background:linear-gradient(to right,{_BAR})">'
+        "</span><output></output></div>"
+        '<p aria-live="polite" style="margin:.4em 0;min-height:5em"></p>'
+        '<svg role="img" viewBox="0 0 360 150" style="width:100%;max-width:28em"></svg>'
+        f"<script>({_RESOLVE})(document.currentScript.parentElement,{_in_script(program)})</script>"
+        "</figure>"
+    )
+
+
+def _matrix(old: int, new: int, mode: str, antialias: bool) -> Tensor:
+    """What resizing does along one side, (new, old): on a grid it is done to columns and rows."""
+    unit = torch.eye(old)[None]  # a table of `old` places, whose vectors say which they are
+    return resize_pos_embed(unit, (1, new), (1, old), 0, mode, antialias)[0].double()
+
+
+def _resized(patches: Tensor, weights: Tensor) -> Tensor:
+    """(N, D) to another square grid, (N', D), by the matrix of one side."""
+    square = patches.unflatten(0, (weights.shape[1],) * 2)
+    return torch.einsum("ri,cj,ijd->rcd", weights, weights, square).flatten(0, 1)
+
+
+def _scaled(image: Tensor, size: int) -> Tensor:
+    scaled = F.interpolate(image[None].float(), (size, size), mode="bilinear", antialias=True)
+    return scaled[0].round().clamp(0, 255).to(torch.uint8)
+
+
+_RESOLVE = """
+function (figure, d) {
+  const canvases = [...figure.querySelectorAll('canvas')], words = figure.querySelector('p');
+  const sliders = [...figure.querySelectorAll('input')], picture = figure.querySelector('img');
+  const [sizer, chooser, rower, columner] = sliders, chart = figure.querySelector('svg');
+  const ends = [...words.previousElementSibling.querySelectorAll('output')];
+  const colours = d.colours.split(' '), pixels = 480, kept = {};
+  const bytes = Uint8Array.from(atob(d.table), c => c.charCodeAt(0)), o = d.side;
+  const levels = new Int16Array(bytes.buffer), D = levels.length / (o * o);
+  const share = v => (100 * v).toFixed(1) + ' %';
+  let grid = d.grids[sizer.value];
+  function table(c, s) {  // the whole table on the new grid: along the columns, then the rows
+    if (kept[[c, s]]) return kept[[c, s]];
+    const n = d.grids[s], w = d.weights[c][s], half = new Float64Array(o * n * D);
+    const full = new Float64Array(n * n * D);
+    for (let y = 0; y < o; y++) for (let x = 0; x < n; x++) for (let i = 0; i < o; i++)
+      if (w[x * o + i]) for (let k = 0; k < D; k++)
+        half[(y * n + x) * D + k] += w[x * o + i] * levels[(y * o + i) * D + k] * d.scale;
+    for (let y = 0; y < n; y++) for (let i = 0; i < o; i++)
+      if (w[y * o + i]) for (let k = 0; k < n * D; k++)
+        full[y * n * D + k] += w[y * o + i] * half[i * n * D + k];
+    for (let p = 0; p < n * n; p++) {
+      const row = full.subarray(p * D, p * D + D), norm = Math.hypot(...row);
+      if (norm) for (let k = 0; k < D; k++) row[k] /= norm;
+    }
+    return kept[[c, s]] = full;
+  }
+  function draw() {
+    const s = +sizer.value, c = +chooser.value, n = d.grids[s];
+    if (n !== grid) {  // the place in the picture stays
+      for (const slider of [rower, columner]) {
+        const place = Math.floor((+slider.value + 0.5) / grid * n);
+        slider.max = n - 1; slider.value = place;
+      }
+      grid = n;
+      picture.src = 'data:image/png;base64,' + d.pictures[s];
+    }
+    for (const slider of sliders) {
+      const word = JSON.parse(slider.dataset.words)[slider.value];
+      slider.setAttribute('aria-valuetext', word); slider.nextElementSibling.value = word;
+    }
+    const row = +rower.value, column = +columner.value, patch = row * n + column;
+    const all = table(c, s), alike = [];
+    for (let p = 0; p < n * n; p++) {
+      let sum = 0;
+      for (let k = 0; k < D; k++) sum += all[p * D + k] * all[patch * D + k];
+      alike.push(sum);
+    }
+    const low = Math.min(0, ...alike);
+    let best = -1;
+    alike.forEach((v, p) => { if (p !== patch && (best < 0 || v > alike[best])) best = p; });
+    const place = p => 'row ' + (Math.floor(p / n) + 1) + ', column ' + (p % n + 1);
+    let text = 'The patch in ' + place(patch) + ' of ' + n + ' x ' + n + ' ';
+    text += best < 0 ? 'is alone.' : 'has the position most like that of ' + place(best) +
+      ': cosine ' + alike[best].toFixed(2) + '.';
+    text += d.sizes[s] === d.own ? ' This is the size of the training: nothing is resized.' :
+      c ? " The table differs from timm's by " + share(d.apart[c][s]) + '.' : '';
+    const was = d.before[c][s], is = d.after[s];
+    if (was !== null || is !== null) text += ' Accuracy at ' + d.sizes[s] + ' px: ' + [
+      was === null ? 'not measured with this convention' : share(was) + ' as it is',
+      ...is === null ? [] : [share(is) + ' after an epoch at this size']].join(', ') + '.';
+    words.textContent = text;
+    ends[0].value = low.toFixed(2); ends[1].value = '1.00';
+    const step = pixels / n;
+    canvases.forEach((canvas, k) => {
+      canvas.width = canvas.height = pixels;
+      canvas.setAttribute('aria-label', k ? 'Map. ' + text : 'The patch in ' + place(patch) + '.');
+      const pen = canvas.getContext('2d'), at = i => Math.round(i * step);
+      for (let y = 0; y < n; y++) for (let x = 0; x < n; x++) {
+        const place = [at(x), at(y), at(x + 1) - at(x), at(y + 1) - at(y)];
+        const level = (alike[y * n + x] - low) / (1 - low) * (colours.length - 1);
+        pen.fillStyle = '#' + colours[Math.max(0, Math.min(colours.length - 1, Math.round(level)))];
+        pen.strokeStyle = '#fffa'; pen.lineWidth = 1.5;
+        if (k) pen.fillRect(...place); else pen.strokeRect(...place);
+      }
+      for (const [colour, width] of [['#000', 7], ['#fff', 3]]) {
+        pen.strokeStyle = colour; pen.lineWidth = width;
+        pen.strokeRect(at(column) + 4, at(row) + 4, step - 8, step - 8);
+      }
+    });
+    plot(s, c, text);
+  }
+  function plot(s, c, text) {
+    const found = [...d.before.flat(), ...d.after].filter(v => v !== null);
+    chart.style.display = found.length ? 'block' : 'none';
+    if (!found.length) return;
+    const top = Math.min(1, Math.ceil(10 * Math.max(...found)) / 10);
+    const far = Math.log(d.sizes.at(-1) / d.sizes[0]) || 1;
+    const x = i => 50 + 290 * Math.log(d.sizes[i] / d.sizes[0]) / far, y = v => 110 - 85 * v / top;
+    const line = (values, colour, dash, mark) => {
+      const known = values.map((v, i) => [x(i), v, i]).filter(p => p[1] !== null);
+      const path = known.map(p => p[0] + ',' + y(p[1])).join(' ');
+      const marks = known.map(p => mark(p[0], y(p[1]), p[2] === s, colour)).join('');
+      return `<polyline points="${path}" fill="none" stroke="${colour}" stroke-width="2"
+        stroke-dasharray="${dash}"/>${marks}`;
+    };
+    const dot = (a, b, here, colour) => `<circle cx="${a}" cy="${b}" r="${here ? 6 : 3}"
+      fill="${colour}"/>`;
+    const box = (a, b, here, colour) => {
+      const h = here ? 5.5 : 3;
+      return `<rect x="${a - h}" y="${b - h}" width="${2 * h}" height="${2 * h}"
+        fill="${colour}"/>`;
+    };
+    const say = (a, b, told, anchor) => `<text x="${a}" y="${b}" text-anchor="${anchor}"
+      font-size="13" fill="currentColor">${told}</text>`;
+    const blue = '#2f7fc1', orange = '#c77700';
+    chart.setAttribute('aria-label', 'Accuracy by size of the image. ' + text);
+    chart.innerHTML = `<path d="M50 25V110H345" fill="none" stroke="currentColor"/>
+      <path d="M${x(s)} 25V110" stroke="currentColor" stroke-dasharray="2 3"/>`
+      + d.sizes.map((size, i) => say(x(i), 127, size, 'middle')).join('')
+      + say(44, 30, (100 * top).toFixed(0) + ' %', 'end') + say(44, 114, '0', 'end')
+      + say(345, 145, 'image (px)', 'end') + `<g>${dot(58, 12, false, blue)}</g>`
+      + say(66, 16, 'as it is', 'start') + `<g>${box(140, 12, false, orange)}</g>`
+      + say(148, 16, 'after an epoch at this size', 'start')
+      + line(d.before[c], blue, '', dot) + line(d.after, orange, '6 3', box);
+  }
+  function point(event) {
+    const box = event.target.getBoundingClientRect();
+    rower.value = Math.floor((event.clientY - box.top) / box.height * grid);
+    columner.value = Math.floor((event.clientX - box.left) / box.width * grid);
+    draw();
+  }
+  for (const canvas of canvases) {
+    canvas.addEventListener('pointerdown', point);
+    canvas.addEventListener('pointermove', event => { if (event.buttons) point(event); });
+  }
+  for (const slider of sliders) slider.addEventListener('input', draw);
   draw();
 }
 """

@@ -158,7 +158,21 @@ def _show(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-from vitmini.checks import ch00, ch01, ch02, ch03, ch04, ch05, ch06, ch07, ch08, ch10, ch11, ch12  # noqa: E402  (they use the functions above)
+from vitmini.checks import (  # noqa: E402  (they use the functions above)
+    ch00,
+    ch01,
+    ch02,
+    ch03,
+    ch04,
+    ch05,
+    ch06,
+    ch07,
+    ch08,
+    ch10,
+    ch11,
+    ch12,
+    ch13,
+)
 
 __all__ = [
     "WrongAnswer",
@@ -175,6 +189,7 @@ __all__ = [
     "ch10",
     "ch11",
     "ch12",
+    "ch13",
     "confirm",
     "expect",
     "expect_no_slip",

@@ -165,7 +165,7 @@ def environment(place: Path) -> dict[str, str]:
     own = place / "own"
     own.mkdir()
     kept = {k: v for k, v in os.environ.items() if k in ("LANG", "LC_ALL", "TZ", "VITMINI_PROFILE")}
-    return kept | {
+    return {"VITMINI_PROFILE": "ci"} | kept | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"]),
         "HOME": str(own),
         "TMPDIR": str(own),

@@ -22,6 +22,7 @@ from conftest import ROOT
 
 import vitmini as vm
 
+HIDDEN = re.compile(r"### BEGIN HIDDEN TESTS\n.*?### END HIDDEN TESTS\n?", re.S)
 TEXTS = {path.stem: path for path in texts()}
 each_assignment = pytest.mark.parametrize("name", TEXTS)
 
@@ -123,7 +124,8 @@ def test_an_assignment_has_points_hours_an_open_question_and_a_stretch_task(name
 @each_assignment
 def test_checks_say_what_is_wrong_and_hold_more_than_they_show(name):
     for key, cell in checks(source(name)).items():
-        shown, _, hidden = cell.source.partition("### BEGIN HIDDEN TESTS")
+        hidden = "".join(HIDDEN.findall(cell.source))
+        shown = HIDDEN.sub("", cell.source)
         asserts = [n for n in ast.walk(ast.parse(shown)) if isinstance(n, ast.Assert)]
         assert asserts and all(n.msg is not None for n in asserts), f"{key} asserts without a word"
         assert "assert" in hidden or "raise" in hidden, f"{key} hides nothing"

@@ -44,9 +44,10 @@ OUT = ROOT / "notebooks" / "assignments"
 RULES = """\
 **How to work.** Write where it says `# YOUR CODE HERE`, and take away the `raise` below it. \
 Then run the check below your answer: it says nothing when all is well, and what is wrong \
-otherwise. When your work is marked, each check also tries other shapes and other random numbers. \
-Questions do not build on your answers to earlier ones, so leave out what you cannot do. \
-Add cells wherever you like. Cells with checks are put back as they were before marking."""
+otherwise. When your work is marked, each check also tries other shapes, other random numbers, \
+and everything else that the text asks for. Questions do not build on your answers to earlier \
+ones, so leave out what you cannot do. Add cells wherever you like. Cells with checks are put back \
+as they were before marking."""
 STATEMENT = """\
 **Name:** …
 

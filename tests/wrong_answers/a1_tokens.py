@@ -54,6 +54,28 @@ def tokens_and_parameters(image_size, patch_size, channels, dim, positions, pref
         raise ValueError(positions)
     return T, (channels * P * Q + 1) * dim + dim + tables[positions]
 """,
+        "floats from a division": """
+def tokens_and_parameters(image_size, patch_size, channels, dim, positions, prefix):
+    (H, W), (P, Q) = image_size, patch_size
+    rows, columns = -(-H // P), -(-W // Q)
+    T = prefix + rows * columns
+    tables = {"none": 0, "sincos2d": 0, "learned": T * dim,
+              "learned2d": (rows + columns) * dim / 2 + prefix * dim}
+    if positions not in tables:
+        raise ValueError(positions)
+    return T, (channels * P * Q + 1) * dim + prefix * dim + tables[positions]
+""",
+        "printed, not returned": """
+def tokens_and_parameters(image_size, patch_size, channels, dim, positions, prefix):
+    (H, W), (P, Q) = image_size, patch_size
+    rows, columns = -(-H // P), -(-W // Q)
+    T = prefix + rows * columns
+    tables = {"none": 0, "sincos2d": 0, "learned": T * dim,
+              "learned2d": (rows + columns) * dim // 2 + prefix * dim}
+    if positions not in tables:
+        raise ValueError(positions)
+    print(T, (channels * P * Q + 1) * dim + prefix * dim + tables[positions])
+""",
     },
     "q2": {
         "channel first": """
@@ -155,6 +177,59 @@ def paste(patches, patch_size, image_size):
     x = patches.unflatten(2, (P * Q, -1)).transpose(2, 3)
     full = (H + -H % P, W + -W % Q)
     return vm.unpatchify(x.flatten(2), patch_size, full, x.shape[2])[:, :, :H, :W]
+""",
+        "pasted channel first": """
+def cut(images, patch_size):
+    (B, C, H, W), (P, Q) = images.shape, patch_size
+    images = F.pad(images, (0, -W % Q, 0, -H % P))
+    rows, columns = images.shape[2] // P, images.shape[3] // Q
+    x = images.reshape(B, C, rows, P, columns, Q)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(B, rows * columns, P * Q * C)
+
+def paste(patches, patch_size, image_size):
+    (B, N, length), (P, Q), (H, W) = patches.shape, patch_size, image_size
+    rows, columns = -(-H // P), -(-W // Q)
+    if length % (P * Q) or N != rows * columns:
+        raise ValueError("does not fit")
+    x = patches.reshape(B, rows, columns, length // (P * Q), P, Q)
+    x = x.permute(0, 3, 1, 4, 2, 5).reshape(B, -1, rows * P, columns * Q)
+    return x[:, :, :H, :W]
+""",
+        "pasted into floats": """
+def cut(images, patch_size):
+    (B, C, H, W), (P, Q) = images.shape, patch_size
+    images = F.pad(images, (0, -W % Q, 0, -H % P))
+    rows, columns = images.shape[2] // P, images.shape[3] // Q
+    x = images.reshape(B, C, rows, P, columns, Q)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(B, rows * columns, P * Q * C)
+
+def paste(patches, patch_size, image_size):
+    (B, N, length), (P, Q), (H, W) = patches.shape, patch_size, image_size
+    rows, columns, C = -(-H // P), -(-W // Q), length // (P * Q)
+    if length % (P * Q) or N != rows * columns:
+        raise ValueError("does not fit")
+    images = torch.zeros(B, C, rows * P, columns * Q)
+    for n in range(N):
+        y, x = n // columns * P, n % columns * Q
+        patch = patches[:, n].reshape(B, P, Q, C).permute(0, 3, 1, 2)
+        images[:, :, y : y + P, x : x + Q] = patch
+    return images[:, :, :H, :W]
+""",
+        "einops says what is wrong, in its own error": """
+from einops import rearrange
+
+def cut(images, patch_size):
+    (B, C, H, W), (P, Q) = images.shape, patch_size
+    images = F.pad(images, (0, -W % Q, 0, -H % P))
+    rows, columns = images.shape[2] // P, images.shape[3] // Q
+    x = images.reshape(B, C, rows, P, columns, Q)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(B, rows * columns, P * Q * C)
+
+def paste(patches, patch_size, image_size):
+    (P, Q), (H, W) = patch_size, image_size
+    rows, columns = -(-H // P), -(-W // Q)
+    x = rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, w=columns, p=P, q=Q)
+    return x[:, :, :H, :W]
 """,
     },
     "q3": {
@@ -371,6 +446,18 @@ def sincos_at(places, dim, temperature=10000.0):
     row, column = (places[:, i : i + 1] * w for i in (0, 1))
     return torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=1)
 """,
+        "centres in float32": """
+def centres(grid, reference):
+    along = [(torch.arange(new) + 0.5) * old / new - 0.5 for new, old in zip(grid, reference)]
+    return torch.cartesian_prod(*along)
+
+def sincos_at(places, dim, temperature=10000.0):
+    if dim % 4 or dim < 8:
+        raise ValueError(dim)
+    w = temperature ** (-torch.arange(dim // 4, dtype=places.dtype) / (dim // 4 - 1))
+    row, column = (places[:, i : i + 1] * w for i in (0, 1))
+    return torch.cat([column.sin(), column.cos(), row.sin(), row.cos()], dim=1)
+""",
     },
     "q5": {
         "judged in training mode": """
@@ -467,6 +554,23 @@ def symmetry(model, tokens, prefix=0):
         m.training = mode
     return "equivariant" if equivariant else "invariant" if invariant else "neither"
 """,
+        "gradients are cleared at the end": """
+def symmetry(model, tokens, prefix=0):
+    modes = {m: m.training for m in model.modules()}
+    T, invariant, equivariant = tokens.shape[1], True, True
+    model.eval()
+    still = model(tokens)
+    for _ in range(8):
+        order = torch.cat([torch.arange(prefix), prefix + torch.randperm(T - prefix)])
+        moved = model(tokens[:, order])
+        size = 1e-4 * still.abs().max()
+        invariant &= bool((moved - still).abs().max() <= size)
+        equivariant &= still.ndim == 3 and bool((moved - still[:, order]).abs().max() <= size)
+    for m, mode in modes.items():
+        m.training = mode
+    model.zero_grad()
+    return "invariant" if invariant else "equivariant" if equivariant else "neither"
+""",
     },
     "q6": {
         "judged by the first weights": """
@@ -552,6 +656,37 @@ def blind_to_order(build, image_size, patch_size):
 
 verdicts = {"A": True, "B": True, "C": True, "D": True, "E": True, "F": False}
 """,
+        "a tensor in place of a bool": """
+def blind_to_order(build, image_size, patch_size):
+    model = build().double().eval()
+    images = torch.randn(2, 3, *image_size, dtype=torch.float64)
+    patches = vm.patchify(images, patch_size)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+        order = torch.randperm(patches.shape[1])
+        moved = model(vm.unpatchify(patches[:, order], patch_size, image_size))
+        return ((moved - model(images)).abs() < 1e-8).all()
+
+verdicts = {"A": True, "B": False, "C": False, "D": True, "E": True, "F": False}
+""",
+        "no verdict on anybody": """
+def blind_to_order(build, image_size, patch_size):
+    with torch.no_grad():
+        for _ in range(3):
+            model = build().double().eval()
+            for p in model.parameters():
+                p.add_(0.3 * torch.randn_like(p))
+            images = torch.randn(2, 3, *image_size, dtype=torch.float64)
+            patches = vm.patchify(images, patch_size)
+            order = torch.randperm(patches.shape[1])
+            moved = model(vm.unpatchify(patches[:, order], patch_size, image_size))
+            if not torch.allclose(moved, model(images), atol=1e-9):
+                return False
+    return True
+
+verdicts = dict.fromkeys("ABCDEF", False)
+""",
     },
     "q7": {
         "the dot product": """
@@ -612,6 +747,19 @@ def similarity_by_offset(pos_embed, grid, prefix=1):
         for j in range(C):
             result[R - 1 + i - R // 2, C - 1 + j - C // 2] = unit[R // 2, C // 2] @ unit[i, j]
     return result
+""",
+        "divided by a length of zero": """
+def similarity_by_offset(pos_embed, grid, prefix=1):
+    R, C = grid
+    table = pos_embed[0, prefix:].float()
+    unit = table / table.norm(dim=-1, keepdim=True)
+    total, count = torch.zeros(2, 2 * R - 1, 2 * C - 1)
+    for i in range(R * C):
+        for j in range(R * C):
+            at = (R - 1 + j // C - i // C, C - 1 + j % C - i % C)
+            total[at] += unit[i] @ unit[j]
+            count[at] += 1
+    return total / count
 """,
     },
     "stretch": {

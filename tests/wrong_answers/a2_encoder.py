@@ -43,6 +43,12 @@ def masked_attention(q, k, v, mask):
     weights = weights / weights.sum(-1, keepdim=True)
     return (weights @ v).nan_to_num(0.0)
 """,
+        "printed, not returned": """
+def masked_attention(q, k, v, mask):
+    scores = (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~mask, -math.inf)
+    scores = torch.where(mask.any(-1, keepdim=True), scores, torch.zeros_like(scores))
+    print((scores.softmax(-1) * mask.any(-1, keepdim=True)) @ v)
+""",
     },
     "q2": {
         "rows of the last matrix in place of columns": """
@@ -395,6 +401,17 @@ def residual(x, branch, gamma, rate, training):
         rows.append(image + gamma * branch(image) / (1 - rate) if keep else image)
     return torch.cat(rows)
 """,
+        "any rate will do": """
+def residual(x, branch, gamma, rate, training):
+    if not training:
+        return x + gamma * branch(x)
+    keep = torch.rand(len(x)) >= rate
+    if not keep.any():
+        return x.clone()
+    out = x.clone()
+    out[keep] = x[keep] + gamma * branch(x[keep]) / (1 - rate)
+    return out
+""",
     },
     "q8": {
         "the variance in place of the mean square": """
@@ -482,6 +499,23 @@ def variance_factor(f):
         middle = math.sqrt(low * high)
         small = (density * f(math.sqrt(middle) * z).square()).sum() < 1
         low, high = (middle, high) if small else (low, middle)
+    return low
+""",
+        "a tensor in place of a float": """
+def variance_factor(f):
+    z = torch.linspace(-12, 12, 20001, dtype=torch.float64)
+    density = torch.exp(-z.square() / 2)
+    density = density / density.sum()
+
+    def scale(c):
+        return (density * f(torch.sqrt(c) * z).square()).sum()
+
+    low, high = torch.tensor(1e-4).double(), torch.tensor(1e4).double()
+    if not scale(low) <= 1 <= scale(high):
+        raise ValueError("no factor")
+    for _ in range(200):
+        middle = torch.sqrt(low * high)
+        low, high = (middle, high) if scale(middle) < 1 else (low, middle)
     return low
 """,
     },
@@ -637,6 +671,25 @@ def cost(config):
     flops = 2 * N * pixels * D + 2 * T * heads * D * K
     flops += c.depth * (8 * T * D * D + 4 * T * T * D + 4 * T * D * hidden)
     return parameters, flops
+""",
+        "floats from a division": """
+def cost(config):
+    c, D, K, H = config, config.dim, config.num_classes, config.num_heads
+    rows, columns = vm.patch_grid(c.image_size, c.patch_size)
+    P, Q = (c.patch_size,) * 2 if isinstance(c.patch_size, int) else c.patch_size
+    N, prefix, heads = rows * columns, (c.pool == "cls") + c.distilled, 1 + c.distilled
+    T, pixels, hidden = N + prefix, c.in_channels * P * Q, int(D * c.mlp_ratio)
+    positions = {"learned": T * D, "learned2d": (rows + columns) * (D // 2) + prefix * D}
+    block = 4 * D + 3 * D * D + 3 * D * c.qkv_bias + D * D + D + 2 * D * hidden + hidden + D
+    if c.layer_scale is not None:
+        block += 2 * D
+    if c.pos_embed == "relative":
+        block += H * ((2 * rows - 1) * (2 * columns - 1) + 3)
+    parameters = pixels * D + D + prefix * D + positions.get(c.pos_embed, 0)
+    parameters += c.depth * block + 2 * D + heads * (D * K + K)
+    flops = 2 * N * pixels * D + 2 * heads * D * K
+    flops += c.depth * (8 * T * D * D + 4 * T * T * D + 4 * T * D * hidden)
+    return parameters / 1, flops / 1
 """,
         "the library counts": """
 def cost(config):

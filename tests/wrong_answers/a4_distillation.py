@@ -257,6 +257,9 @@ def soft_loss_and_gradient(student, teacher, temperature):
             TOKEN, ("model.head_dist(tokens[:, 1])", "model.head_dist(tokens[:, 0])")
         ),
         "evaluation mode forgotten": swapped(TOKEN, ("    model.eval()\n", "")),
+        "answers with gradients": swapped(
+            TOKEN, ("    with torch.no_grad():\n        tokens", "    if True:\n        tokens")
+        ),
         "left in evaluation mode": swapped(TOKEN, ("    model.train(training)\n", "")),
         "an average of softmaxes": swapped(
             TOKEN, ("(own + distil) / 2", "(own.softmax(1) + distil.softmax(1)) / 2")
@@ -278,6 +281,7 @@ def soft_loss_and_gradient(student, teacher, temperature):
             TABLE, ("together[:, None] !=", "together[:, None] ==")
         ),
         "float32": swapped(TABLE, (".double().mean(dim=2)", ".float().mean(dim=2)")),
+        "a tensor and a float": swapped(TABLE, ("return h.mean().item()", "return h.mean()")),
         "counts in the place of shares": swapped(
             TABLE, (".double().mean(dim=2)", ".double().sum(dim=2)")
         ),

@@ -259,6 +259,7 @@ def is_right(function):
     except (AttributeError, ValueError):
         return False
 """,
+        "a tensor in place of a bool": _judge().replace("return True", "return torch.tensor(True)"),
         "positions of length 1": _judge(lengths="1.0"),
         "square grids, one prefix token": _judge(inputs="((3, 3), 1), ((2, 2), 1)"),
         "one prefix token": _judge(inputs="((2, 3), 1), ((3, 2), 1)"),

@@ -16,7 +16,7 @@ import sys
 import confine
 import nbformat
 import pytest
-from assign import OUT, make, texts
+from assign import OUT, exemplary, make, texts
 from collect import fill, question
 from conftest import ROOT
 
@@ -192,6 +192,17 @@ def test_each_wrong_answer_loses_its_question(name, solved):
             assert str(error) and not isinstance(error, (NotImplementedError, SyntaxError)), idea
 
 
+@pytest.mark.parametrize("text", texts(ROOT / "book/assignments/exemplary"), ids=lambda p: p.stem)
+def test_an_exemplary_submission_is_its_text_in_the_released_notebook_run_to_the_end(text):
+    stored = nbformat.read(OUT / "exemplary" / f"{text.stem}.ipynb", as_version=4)
+    wanted = exemplary(text, release(text.stem))
+    assert [c.source for c in stored.cells] == [c.source for c in wanted.cells]
+    counts = [c.execution_count for c in stored.cells if c.cell_type == "code"]
+    assert counts == list(range(1, len(counts) + 1))
+    outputs = [output for c in code(stored) for output in c.outputs]
+    assert outputs and all(output.output_type != "error" for output in outputs)
+
+
 # By nbgrader itself -----------------------------------------------------------------------------
 
 
@@ -215,6 +226,10 @@ def marked(tmp_path_factory):
         path = folder / "submissions" / "wrong" / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, path)
+    for path in (OUT / "exemplary").glob("*.ipynb"):
+        handed_in = folder / "submissions/exemplary" / path.name
+        handed_in.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, handed_in)
     command = [sys.executable, ROOT / "book/grade.py", folder / "submissions", "--jobs", "2"]
     command += ["--out", folder / "grading", "--seconds", "240"]
     command += [] if confine.version() else ["--trust"]
@@ -237,6 +252,11 @@ def test_nbgrader_gives_the_source_full_marks_and_the_blank_none(marked, name):
     assert float(solution["points"]) == by_machine(name), solution
     assert float(blank["points"]) == 0 and blank["to mark by hand"] == "0", blank
     assert int(solution["to mark by hand"]) >= 1
+
+
+def test_nbgrader_gives_the_exemplary_capstone_what_a_machine_can_give(marked):
+    row = marked[0]["exemplary", "capstone"]
+    assert float(row["points"]) == by_machine("capstone") and row["to mark by hand"] == "5", row
 
 
 @each_assignment

@@ -38,6 +38,10 @@ def columns_first(maps):
     return offsets()(maps).T if maps.shape[0] != maps.shape[1] else offsets()(maps)
 
 
+def exchanged(maps):
+    return offsets()(maps.transpose(0, 1).transpose(2, 3)) if len(set(maps.shape)) == 1 else 0
+
+
 def of_the_corner(maps):
     rows, columns = maps.shape[:2]
     found = torch.full((2 * rows - 1, 2 * columns - 1), float("nan"))
@@ -119,6 +123,10 @@ def the_shares(weight, share):
     return squares / squares.sum()
 
 
+def in_a_tensor(weight, share):
+    return (the_shares(weight, share).cumsum(0) < share).sum() + 1
+
+
 def share_reached(weight, share):
     return float(the_shares(weight, share).cumsum(0)[0])
 
@@ -139,6 +147,7 @@ WRONG = {
         (offsets(absolute=True), "without their sign"),
         (without_signs, "negative ones included"),
         (columns_first, "rows come first"),
+        (exchanged, "rows and columns are exchanged"),
         (of_the_corner, "there is a NaN"),
         (of_the_middle, "For dy = 0, dx = 1"),
         (beyond_the_table, "the window of patch (i, j) begins"),
@@ -166,6 +175,7 @@ WRONG = {
         (not_flattened, "components, got"),
         (the_shares, "expected one number"),
         (share_reached, "expected a whole number"),
+        (in_a_tensor, "not one in a Tensor"),
         (left_over, "how many are left"),
         (each_by_itself, "components, got"),
     ],

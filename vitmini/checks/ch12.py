@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -73,6 +74,8 @@ def by_offset(function: Callable[[Tensor], Any]) -> None:
             )
             / 4,
         }
+        if rows == columns:
+            slips["rows and columns are exchanged: dy comes first, then dx"] = target.T
         expect_no_slip(got, target, {f"grid {grid}: {k}": v for k, v in slips.items()})
         shown, told = (round(x[rows - 1, columns].item(), 3) for x in (target, got))
         expect(
@@ -167,8 +170,12 @@ def components_needed(function: Callable[[Tensor, float], Any]) -> None:
     slip = "svdvals wants a matrix (D, C*P*P): weight.flatten(1)"
     got = []
     for weight, share in cases:
-        number = expect_number(attempt(function, weight, share, slip=slip), "12")
+        given = attempt(function, weight, share, slip=slip)
+        number = expect_number(given, "12")
         expect(number == number and number == round(number), f"expected a whole number: {number}")
+        whole = isinstance(given, Integral) and not isinstance(given, bool)
+        kind = type(given).__name__
+        expect(whole, f"expected a whole number, not one in a {kind}: int(...) makes it one")
         got.append(int(number))
 
     def answers(centre: Callable[[Tensor], Tensor], power: int = 2, more: int = 0) -> list[int]:

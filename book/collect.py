@@ -8,6 +8,7 @@ is taken as it was given out, and only the answers, and cells that a student add
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import re
 import unicodedata
@@ -18,6 +19,7 @@ import nbformat
 from nbformat import NotebookNode
 
 LARGEST = 200 * 2**20
+MOST_CELLS = 2000
 STUB = "*Your answer here.*"
 FIRST_LINE = re.compile(r"# (Question \d+|Stretch task): (your answer|its check)")
 
@@ -28,6 +30,7 @@ class Submission:
 
     student: str
     path: Path
+    owner: str = ""
     assignment: str = ""
     notebook: NotebookNode | None = None
     notes: list[str] = field(default_factory=list)
@@ -41,16 +44,25 @@ def collect(folder: Path, releases: dict[str, NotebookNode]) -> list[Submission]
     Canvas's `doejane_123_456_a1-tokens.ipynb`).
     Raises: `ValueError` when there is no such folder or nothing in it.
     """
+    folder = below(folder)
     files = there(folder)
     found: dict[tuple[str, str], Submission] = {}
+    owners: dict[str, list[str]] = {}
     for path in sorted(files, key=lambda p: (p.stat().st_mtime, _natural(str(p)))):
         one = read(path, folder, releases)
+        same = owners.setdefault(one.student, [])
+        if one.owner not in same:
+            same.append(one.owner)
+        if same.index(one.owner):  # somebody else, whose name is written in the same way
+            one.notes.append(f"another {one.student} handed in as well")
+            one.student += f"-{same.index(one.owner) + 1}"
         before = found.get((one.student, one.assignment))
         if before and one.notebook is None and before.notebook is not None:
-            before.notes.append(f"{path.name} was left out: {one.notes[-1]}")
+            before.notes.append(f"{shown(path)} was left out: {one.notes[-1]}")
             continue
         if before:
-            one.notes.append(f"handed in more than once: {before.path.name} was left out")
+            one.notes.append(f"handed in more than once: {shown(before.path)} was left out")
+            one.notes += [n for n in before.notes if "was left out" in n]
         found[one.student, one.assignment] = one
     return sorted(found.values(), key=lambda one: (one.assignment, one.student))
 
@@ -63,21 +75,45 @@ def there(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}")
     plain = [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
-    files = [p for p in plain if not any(part[0] in "._" for part in p.relative_to(folder).parts)]
+    files = [p for p in plain if not any(map(_system, p.relative_to(folder).parts))]
     if not files:
         raise ValueError(f"{folder} holds no files")
     return files
 
 
+def _system(name: str) -> bool:
+    return name in ("__MACOSX", ".DS_Store", ".ipynb_checkpoints", "Thumbs.db") or name[:2] == "._"
+
+
+def below(folder: Path) -> Path:
+    """The folder with the submissions, where an archive has put another one around it."""
+    while folder.is_dir():
+        inside = [p for p in folder.iterdir() if not _system(p.name)]
+        if len(inside) != 1 or not inside[0].is_dir() or "_assignsubmission_" in inside[0].name:
+            break
+        if len([p for p in inside[0].iterdir() if not _system(p.name)]) < 2:
+            break  # one student's folder with one file
+        folder = inside[0]
+    return folder
+
+
+def shown(path: Path) -> str:
+    """A file's name that can be written anywhere."""
+    return path.name.encode("utf-8", "replace").decode()
+
+
 def read(path: Path, root: Path, releases: dict[str, NotebookNode]) -> Submission:
     """Read one file, whatever it is; what is wrong with it stands in the notes."""
-    one = Submission(*whose(path, root))
+    names = [name for name in releases if name]
+    one = Submission(*whose(path, root, names))
     if "LATE" in path.name.split("_"):
         one.notes.append("late, says its name")
     try:
         if path.stat().st_size > LARGEST:
             raise ValueError(f"{path.stat().st_size / 2**20:.0f} MB is more than can be read")
         cells, told = _cells(path)
+        if len(cells) > MOST_CELLS:
+            raise ValueError(f"{len(cells):,} cells are more than can be read")
         one.assignment = _which(path, cells, told, releases)
         one.notebook, notes = fill(releases[one.assignment], cells)
         one.notes += notes
@@ -86,19 +122,25 @@ def read(path: Path, root: Path, releases: dict[str, NotebookNode]) -> Submissio
     return one
 
 
-def whose(path: Path, root: Path) -> tuple[str, Path]:
-    """The student's name, from the folder or the file's name."""
+def whose(path: Path, root: Path, assignments: list[str]) -> tuple[str, Path, str]:
+    """The student's name for tables and folders, the file, and who it is exactly."""
     parts = path.relative_to(root).parts
     name = parts[0] if len(parts) > 1 else path.stem
+    owner = name
     if len(parts) > 1:
         name = re.sub(r"_\d+_assignsubmission_.*", "", name)
-    elif canvas := re.match(r"(.+?)(_LATE)?_\d+_\d+_", name):
-        name = canvas[1]
+    elif canvas := re.match(r"(.+?)(_LATE)?_(\d+)_\d+_", name):
+        name, owner = canvas[1], f"{canvas[1]}_{canvas[3]}"
     else:
         name = re.sub(r"[ _-]*\(\d+\)$", "", name)
-        name = re.sub(r"[ _-]*(a\d-[a-z]+|capstone)[ _-]*", "", name)
-    name = unicodedata.normalize("NFC", name)
-    return re.sub(r"[^\w.-]+", "-", name).strip("-._") or "nobody", path
+        known = "|".join(map(re.escape, assignments))
+        name = re.sub(rf"(^|[ _-]+)({known})([ _-].*)?$", "", name)
+        owner = name
+    name = unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode())
+    name = re.sub(r"[^\w.-]+", "-", name).strip("-._") or "nobody"
+    if len(name.encode()) > 100:
+        name = f"{name[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name, path, owner
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
@@ -110,10 +152,10 @@ def _cells(path: Path) -> tuple[list[dict], str]:
     try:
         data = json.loads(path.read_bytes())
     except ValueError:
-        raise ValueError(f"{path.name} is not a Jupyter notebook") from None
+        raise ValueError(f"{shown(path)} is not a Jupyter notebook") from None
     cells = data.get("cells") if isinstance(data, dict) else None
     if not isinstance(cells, list):
-        raise ValueError(f"{path.name} is not a Jupyter notebook of version 4")
+        raise ValueError(f"{shown(path)} is not a Jupyter notebook of version 4")
     plain = []
     for cell in cells:
         if not isinstance(cell, dict):
@@ -124,7 +166,9 @@ def _cells(path: Path) -> tuple[list[dict], str]:
         about = metadata.get("nbgrader")
         plain.append(
             {
-                "kind": str(cell.get("cell_type")),
+                "kind": "markdown"
+                if cell.get("cell_type") == "raw"
+                else str(cell.get("cell_type")),
                 "source": source.replace("\r\n", "\n"),
                 "id": str(cell.get("id") or metadata.get("id") or ""),
                 "key": str(about.get("grade_id", "")) if isinstance(about, dict) else "",
@@ -150,7 +194,7 @@ def _which(path: Path, cells: list[dict], told: str, releases: dict[str, Noteboo
     for name in releases:
         if name in path.name:
             return name
-    raise ValueError(f"{path.name} is none of {', '.join(sorted(releases))}")
+    raise ValueError(f"{shown(path)} is none of {', '.join(sorted(releases))}")
 
 
 # Answers into the released notebook ------------------------------------------------------------
@@ -164,10 +208,13 @@ def fill(release: NotebookNode, cells: list[dict]) -> tuple[NotebookNode, list[s
     """
     notes: list[str] = []
     official = [_plain(cell) for cell in release.cells]
+    cells = _apart(_joined(cells), official)
     place = [_find(cell, official) for cell in cells]
-    for i, cell in enumerate(cells):  # what only the names or the place tell
+    taken = {p for p in place if p is not None}
+    for i, cell in enumerate(cells):  # what only the names tell
         if place[i] is None and cell["kind"] == "code":
-            place[i] = _by_names(cell, official, taken={p for p in place if p is not None})
+            found = place[i] = _by_names(cell, official, taken)
+            taken |= set() if found is None else {found}
     if any(o["key"] for o in official) and not any(cell["key"] for cell in cells):
         notes.append("without nbgrader's metadata: answers found by their first line")
     for at, o in enumerate(official):
@@ -179,6 +226,8 @@ def fill(release: NotebookNode, cells: list[dict]) -> tuple[NotebookNode, list[s
             notes.append(f"{o['name']}: the cell is there {len(given)} times, the last one counts")
         elif not given and o["answer"]:
             notes.append(f"{o['name']}: no answer cell")
+        elif given and o["key"] and not o["answer"] and given[-1].strip() != o["source"].strip():
+            notes.append("a given cell was edited: it is put back, the edited one stands below it")
 
     filled = copy.deepcopy(release)
     extra: dict[int, list[NotebookNode]] = {}
@@ -191,9 +240,13 @@ def fill(release: NotebookNode, cells: list[dict]) -> tuple[NotebookNode, list[s
             extra.setdefault(at, []).append(make(cell["source"]))
     for at, o in enumerate(official):
         given = [cells[i]["source"] for i in range(len(cells)) if place[i] == at]
-        written = [text for text in given if text.strip() and text.strip() != o["source"].strip()]
+        written = [text for text in given if text.strip() != o["source"].strip()]
+        if o["answer"] and o["kind"] == "code" and not given:
+            filled.cells[at].source = "# no answer cell"  # no stub over an answer elsewhere
         if o["answer"] and written:
-            filled.cells[at].source = written[-1]
+            filled.cells[at].source = written[-1] or ("# empty" if o["kind"] == "code" else STUB)
+        if written and o["kind"] == "code" and o["key"] and not o["answer"] and not o["graded"]:
+            extra.setdefault(at, []).insert(0, nbformat.v4.new_code_cell(written[-1]))
         if o["answer"] and o["kind"] == "markdown":  # an answer in cells of its own counts as well
             near = [extra.get(at - 1, []) if at else [], extra.get(at, [])]
             own = [c for cells_ in near for c in cells_ if c.cell_type == "markdown"]
@@ -211,6 +264,34 @@ def fill(release: NotebookNode, cells: list[dict]) -> tuple[NotebookNode, list[s
             cell.outputs, cell.execution_count = [], None
     filled.cells = result
     return filled, notes
+
+
+def _joined(cells: list[dict]) -> list[dict]:
+    """Put together what an editor's "split cell" made two of: neighbours with one key."""
+    whole: list[dict] = []
+    for cell in cells:
+        last = whole[-1] if whole else {}
+        half = bool(cell["key"]) and cell["key"] == last.get("key") and cell["kind"] == last["kind"]
+        if half and not FIRST_LINE.match(cell["source"]):
+            whole[-1] = last | {"source": f"{last['source']}\n{cell['source']}"}
+        else:
+            whole.append(cell)
+    return whole
+
+
+def _apart(cells: list[dict], official: list[dict]) -> list[dict]:
+    """Part an answer that was written into the cell of its question from the question."""
+    result = []
+    for cell in cells:
+        for o in official:
+            text, asked = cell["source"], o["source"].strip()
+            longer = len(asked) > 40 and text.startswith(asked) and text.strip() != asked
+            if cell["kind"] == "markdown" == o["kind"] and longer and not o["answer"]:
+                result.append(cell | {"source": o["source"]})
+                cell = cell | {"source": text[len(asked) :].strip(), "id": "", "key": ""}
+                break
+        result.append(cell)
+    return result
 
 
 def blank(notebook: NotebookNode, release: NotebookNode, keep: str) -> NotebookNode:
@@ -267,7 +348,8 @@ def _find(cell: dict, official: list[dict]) -> int | None:
 
 def _by_names(cell: dict, official: list[dict], taken: set[int]) -> int | None:
     def names(source: str) -> set[str]:
-        return set(re.findall(r"^(?:def|class) (\w+)|^(\w+) *=", source, re.M)) - {("", "")}
+        made = re.findall(r"^(?:def|class) (\w+)|^(\w+)(?: *:[^=\n]+)? *=(?!=)", source, re.M)
+        return {either or other for either, other in made}
 
     for at, o in enumerate(official):
         wanted = names(o["source"])

@@ -78,9 +78,9 @@ def confine(read: list[str], write: list[str]) -> None:
         for path in paths:
             if os.path.exists(path):
                 _allow(rules, path, rights)
-    for path in ("/dev/urandom", "/dev/random", "/dev/shm"):
+    for path in ("/dev/urandom", "/dev/random"):
         if os.path.exists(path):
-            _allow(rules, path, READ if path != "/dev/shm" else every & ~IOCTL)
+            _allow(rules, path, READ)
     if _libc.prctl(NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "cannot give up privileges")
     _call(RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0))
@@ -110,17 +110,19 @@ def main() -> None:
     parser.add_argument("--read", action="append", default=[], help="what may be read as well")
     parser.add_argument("--memory", type=float, default=6, help="gigabytes at most")
     parser.add_argument("--seconds", type=int, default=600, help="of processor time at most")
+    parser.add_argument("--pid", help="a file that gets the number of the process")
     parser.add_argument("--unconfined", action="store_true", help="limits, but no walls")
     parser.add_argument("program", nargs="+")
     args = parser.parse_args()
-    os.chdir(args.write[0])
-    with open("pid", "w", encoding="ascii") as file:  # for who has to end it
-        file.write(str(os.getpid()))
+    if args.pid:
+        with open(args.pid, "w", encoding="ascii") as file:  # for who has to end it
+            file.write(str(os.getpid()))
     most = int(args.memory * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (args.seconds, args.seconds))
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**28, 2**28))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.chdir(args.write[0])
     if not args.unconfined:
         confine([*SYSTEM, *args.read], args.write)
     os.execvp(args.program[0], args.program)

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import csv
+import ctypes
+import io
 import json
 import os
 import shutil
@@ -33,7 +36,7 @@ from typing import Any
 import confine
 import nbformat
 from assign import OUT, config, last_line, release, write
-from collect import Submission, blank, collect, question, there
+from collect import Submission, blank, collect, question, shown, there
 from generate import ROOT
 from nbformat import NotebookNode
 
@@ -72,13 +75,20 @@ def mark(one: Submission, blank_release: NotebookNode, settings: Settings) -> Ma
     start = time.monotonic()
     marked = run(one, one.notebook, settings)
     if marked.notebook is None:
+        plain = without_own_cells(one.notebook)
+        if len(plain.cells) < len(one.notebook.cells):
+            again = run(one, plain, settings)
+            if again.notebook is not None:
+                again.notes.append(f"own cells left out: with them it {marked.notes[-1]}")
+                marked = again
+    if marked.notebook is None:
         keys = [c.metadata["nbgrader"]["grade_id"] for c in answers(blank_release)]
         whole, marked = marked.notes, Marked()
         for key in keys:
-            part = run(one, blank(one.notebook, blank_release, key), settings)
+            part = run(one, blank(plain, blank_release, key), settings)
             mine = {k: v for k, v in part.points.items() if k.removesuffix("-check") == key}
             if part.notebook is None:
-                mine = {f"{key}-check": 0.0}
+                mine = {f"{key}-check": 0.0, key: None}  # an answer in words waits for a person
                 marked.notes.append(f"{question(key)}: {part.notes[-1]}")
             else:
                 marked.notes += [n for n in part.notes if n.startswith(f"{question(key)}:")]
@@ -88,6 +98,15 @@ def mark(one: Submission, blank_release: NotebookNode, settings: Settings) -> Ma
             marked = Marked(notes=whole)
     marked.seconds = time.monotonic() - start
     return marked
+
+
+def without_own_cells(notebook: NotebookNode) -> NotebookNode:
+    """A copy with the assignment's cells only."""
+    copied = copy.deepcopy(notebook)
+    copied.cells = [
+        c for c in copied.cells if c.cell_type == "markdown" or c.metadata.get("nbgrader")
+    ]
+    return copied
 
 
 def answers(notebook: NotebookNode) -> list[NotebookNode]:
@@ -113,7 +132,7 @@ def run(one: Submission, notebook: NotebookNode, settings: Settings) -> Marked:
         shutil.copyfile(settings.out / "gradebook.db", place / "gradebook.db")
         path = place / "submitted" / one.student / name / f"{name}.ipynb"
         path.parent.mkdir(parents=True)
-        write(notebook, path)
+        write(with_canary(notebook), path)
         (place / "source" / name).mkdir(parents=True)
         install_kernel(place, settings)
         command = [sys.executable, __file__, "--run", folder, one.student, name]
@@ -141,7 +160,8 @@ def run(one: Submission, notebook: NotebookNode, settings: Settings) -> Marked:
             return Marked(notes=[found["failed"]])
         autograded = place / "autograded" / one.student / name / f"{name}.ipynb"
         executed = shorten(nbformat.read(autograded, as_version=4))
-        return Marked(found["points"], complaints(executed), executed)
+        notes = suspicions(executed, found["points"])
+        return Marked(found["points"], complaints(executed) + notes, executed)
 
 
 def limit(settings: Settings) -> float:
@@ -149,13 +169,41 @@ def limit(settings: Settings) -> float:
     return 120 + 5 * settings.seconds
 
 
+CANARY = "raise AssertionError('a check that must fail')  # the last cell, taken away again"
+
+
+def with_canary(notebook: NotebookNode) -> NotebookNode:
+    """Add a check that must fail, to see whether checks still can."""
+    notebook = copy.deepcopy(notebook)
+    cell = nbformat.v4.new_code_cell(CANARY)
+    cell.id = "canary"
+    notebook.cells.append(cell)
+    return notebook
+
+
+def suspicions(executed: NotebookNode, points: dict[str, float | None]) -> list[str]:
+    """Take the canary away; say where points were given that nobody can have earned."""
+    notes = []
+    canary = executed.cells.pop()
+    if not any(o.output_type == "error" for o in canary.get("outputs", [])):
+        notes.append("checks no longer fail in this notebook: look at it")
+    for cell in answers(executed):
+        key = cell.metadata["nbgrader"]["grade_id"]
+        if "raise NotImplementedError" in cell.source and points.get(f"{key}-check"):
+            notes.append(f"{question(key)}: passes without an answer of its own, look at it")
+    return notes
+
+
 def kernels(place: Path) -> list[int]:
     """The process groups of the kernels that ran here: each is the leader of its own."""
-    path = place / "own" / "pid"
-    return [int(path.read_text())] if path.exists() and path.read_text().isdigit() else []
+    path = place / "pid"  # beside the folder that the student's code can write in
+    told = path.read_text(encoding="ascii") if path.exists() else ""
+    return [int(told)] if told.isdigit() else []
 
 
 def kill(group: int) -> None:
+    if group <= 1 or group == os.getpgrp():
+        return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, signal.SIGKILL)
 
@@ -165,17 +213,21 @@ def environment(place: Path) -> dict[str, str]:
     own = place / "own"
     own.mkdir()
     kept = {k: v for k, v in os.environ.items() if k in ("LANG", "LC_ALL", "TZ", "VITMINI_PROFILE")}
-    return {"VITMINI_PROFILE": "ci"} | kept | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"]),
-        "HOME": str(own),
-        "TMPDIR": str(own),
-        "VITMINI_DATA": str(own),
-        "JUPYTER_PATH": str(place / "jupyter"),
-        "JUPYTER_RUNTIME_DIR": str(own),
-        "MPLCONFIGDIR": font_cache(),
-        "OMP_NUM_THREADS": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
+    return (
+        {"VITMINI_PROFILE": "ci"}
+        | kept
+        | {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"]),
+            "HOME": str(own),
+            "TMPDIR": str(own),
+            "VITMINI_DATA": str(own),
+            "JUPYTER_PATH": str(place / "jupyter"),
+            "JUPYTER_RUNTIME_DIR": str(own),
+            "MPLCONFIGDIR": font_cache(),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+    )
 
 
 def font_cache() -> str:
@@ -192,7 +244,7 @@ def install_kernel(place: Path, settings: Settings) -> None:
     reads += [str(Path(sys.executable).resolve().parent), font_cache()]
     command = [sys.executable, str(ROOT / "book" / "confine.py"), "--write", str(own)]
     command += [f"--read={path}" for path in dict.fromkeys(reads)]
-    command += [f"--seconds={limit(settings):.0f}"]
+    command += [f"--seconds={limit(settings):.0f}", f"--pid={place / 'pid'}"]
     command += ["--unconfined"] if settings.trust else []
     command += [f"--memory={settings.memory}", "--", sys.executable]
     command += ["-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -246,12 +298,26 @@ def complaints(executed: NotebookNode) -> list[str]:
 
 def run_nbgrader(place: Path, student: str, assignment: str, seconds: float) -> None:
     """Inside the process of its own: mark, and write down what came of it."""
+    from nbconvert.preprocessors import ClearMetadataPreprocessor, Preprocessor
+    from nbgrader import preprocessors as steps
     from nbgrader.api import Gradebook
     from nbgrader.apps import NbGraderAPI
 
+    class Quiet(Preprocessor):
+        """A warning is no mistake: for nbgrader, all that a check writes to stderr is one."""
+
+        def preprocess_cell(self, cell: Any, resources: Any, index: int) -> Any:
+            for output in cell.get("outputs", []):
+                if output.output_type == "stream":
+                    output.name = "stdout"
+            return cell, resources
+
+    order = [steps.Execute, Quiet, steps.IgnorePattern, ClearMetadataPreprocessor]
+    order += [steps.LimitOutput, steps.SaveAutoGrades, steps.AssignLatePenalties]
     execute = {"kernel_name": KERNEL, "timeout": int(seconds), "iopub_timeout": 60}
+    more = {"autograde_preprocessors": [*order, steps.CheckCellMetadata]}
     sockets = {"ip": str(place / "own" / "kernel")}  # the kernel has another working folder
-    settings = config(place, Execute=execute, KernelManager=sockets)
+    settings = config(place, Execute=execute, KernelManager=sockets, Autograde=more)
     done = NbGraderAPI(config=settings).autograde(assignment, student, force=True)
     found: dict[str, Any] = {"failed": "" if done["success"] else why(done), "points": {}}
     if done["success"]:
@@ -302,6 +368,7 @@ def grade(submissions: Path, sources: Path, settings: Settings, jobs: int, again
     there(submissions)
     out.mkdir(parents=True, exist_ok=True)
     releases = prepare(sources, out)
+    changed = take_marks(out)  # before anything is run: what is wrong there is told at once
     found = collect(submissions, releases)
     todo = [one for one in found if one.notebook is not None]
     results: dict[int, Marked] = {}
@@ -323,6 +390,7 @@ def grade(submissions: Path, sources: Path, settings: Settings, jobs: int, again
             one = started[future]
             try:
                 marked = future.result()
+                keep(one, marked, out)
             except Exception as error:  # the others go on
                 marked = Marked(notes=[f"could not be marked: {type(error).__name__}: {error}"])
             results[id(one)] = marked
@@ -332,9 +400,13 @@ def grade(submissions: Path, sources: Path, settings: Settings, jobs: int, again
                 f"({marked.seconds:.0f} s)",
                 flush=True,
             )
-            keep(one, marked, out)
-    changed = take_marks(out) | {(one.student, one.assignment) for one in fresh}
-    feedback([one for one in found if (one.student, one.assignment) in changed], out)
+            if not marked.points and (one.student, one.assignment) in known:
+                marked.notes.append("the points are of what was handed in before")
+    sweep()
+    changed |= {(one.student, one.assignment) for one in fresh}
+    feedback(
+        [one for one in found if no_page(one, out) or (one.student, one.assignment) in changed], out
+    )
     write_tables(found, results, out)
     unread = [one for one in found if one.notebook is None]
     failed = [one for one in fresh if not results[id(one)].points]
@@ -342,6 +414,24 @@ def grade(submissions: Path, sources: Path, settings: Settings, jobs: int, again
     if unread or failed:
         words += f", {len(unread) + len(failed)} not, see the notes"
     return f"{words} in {out / 'grades.csv'}, pages in {out / 'feedback'}"
+
+
+def sweep() -> None:
+    """End what students' code left behind: processes that left their group came to this one."""
+    for path in Path("/proc/self/task").glob("*/children"):
+        for pid in path.read_text(encoding="ascii").split():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(int(pid), signal.SIGKILL)
+
+
+def adopt_orphans() -> None:
+    """Let Linux hand us what students' processes leave behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def no_page(one: Submission, out: Path) -> bool:
+    return not list((out / "feedback" / one.student / one.assignment).glob("*.html"))
 
 
 def told_points(marked: Marked) -> str:
@@ -379,9 +469,12 @@ def keep(one: Submission, marked: Marked, out: Path) -> None:
         book.update_or_create_submission(name, one.student)
         notebook = book.find_submission_notebook(name, name, one.student)
         for entry in notebook.grades:
-            entry.auto_score = marked.points.get(entry.name, 0.0)
+            words = entry.name in new and not entry.name.endswith("-check")
+            entry.auto_score = marked.points.get(entry.name, None if words else 0.0)
             if entry.auto_score is not None or old.get(entry.name) != new.get(entry.name):
                 entry.manual_score = None  # another answer, or none: the mark was for the old one
+                if entry.auto_score is None:
+                    book.find_comment(entry.name, name, name, one.student).manual_comment = None
             entry.needs_manual_grade = entry.auto_score is None and entry.manual_score is None
         book.db.commit()
     for part, cells in (("autograded", marked.notebook), ("submitted", one.notebook)):
@@ -406,8 +499,7 @@ def take_marks(out: Path) -> set[tuple[str, str]]:
     changed: set[tuple[str, str]] = set()
     if not path.exists():
         return changed
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(path)
     with _gradebook(out) as book:
         for number, row in enumerate(rows, 2):
             if not (row.get("points") or "").strip():
@@ -427,13 +519,31 @@ def take_marks(out: Path) -> set[tuple[str, str]]:
             if not 0 <= points <= entry.max_score:
                 raise ValueError(f"{where}: points must be from 0 to {entry.max_score:g}")
             comment = book.find_comment(key, row["assignment"], row["assignment"], row["student"])
-            words = row.get("comment") or None
+            words = (row.get("comment") or "").removeprefix("'") or None
             if (entry.manual_score, comment.manual_comment) != (points, words):
                 changed.add((row["student"], row["assignment"]))
             entry.manual_score, entry.needs_manual_grade = points, False
             comment.manual_comment = words
         book.db.commit()
     return changed
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that a person filled in, whatever their spreadsheet made of it.
+
+    Raises: `ValueError` when it is no such table any more.
+    """
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("cp1252", errors="replace")
+    head = text.partition("\n")[0]
+    table = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=head.count))
+    if missing := set(BY_HAND[:5]) - set(table.fieldnames or ()):
+        raise ValueError(f"{path.name} has no column {', '.join(sorted(missing))}")
+    path.with_suffix(".csv.bak").write_bytes(data)
+    return list(table)
 
 
 def feedback(found: list[Submission], out: Path) -> None:
@@ -457,7 +567,7 @@ def write_tables(found: list[Submission], results: dict[int, Marked], out: Path)
             name = one.assignment
             notes = [*one.notes, *_notes(one, results.get(id(one)), out)]
             row: dict[str, Any] = {"student": one.student, "assignment": name, "points": ""}
-            row |= {"file": one.path.name, "notes": "; ".join(notes)}
+            row |= {"file": shown(one.path), "notes": "; ".join(notes)}
             try:
                 notebook = book.find_submission_notebook(name, name, one.student)
             except Exception:  # not marked
@@ -486,7 +596,8 @@ def write_tables(found: list[Submission], results: dict[int, Marked], out: Path)
         ("by-hand.csv", BY_HAND, by_hand),
     ):
         temporary = out / f"{path}.part"
-        with temporary.open("w", newline="", encoding="utf-8-sig") as file:  # for spreadsheets
+        kind = {"newline": "", "encoding": "utf-8-sig", "errors": "backslashreplace"}
+        with temporary.open("w", **kind) as file:  # type: ignore[call-overload]
             table = csv.DictWriter(file, columns)
             table.writeheader()
             table.writerows({key: safe(value) for key, value in row.items()} for row in rows)
@@ -509,6 +620,20 @@ def _notes(one: Submission, marked: Marked | None, out: Path) -> list[str]:
         return marked.notes
     path = out / "notes" / f"{one.student}-{one.assignment}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a .zip with the dates of its files, which say what was handed in last."""
+    with zipfile.ZipFile(archive) as file:
+        for info in file.infolist():
+            if info.is_dir():
+                continue
+            if any(len(part.encode()) > 250 for part in info.filename.split("/")):
+                print(f"{info.filename[:60]}...: left out, its name is too long", flush=True)
+                continue
+            target = file.extract(info, folder)
+            date = time.mktime((*info.date_time, 0, 0, -1))
+            os.utime(target, (date, date))
 
 
 def main() -> int:
@@ -536,15 +661,14 @@ def main() -> int:
                 "this system cannot keep students' code from reading your files: use Linux 5.13 "
                 "or newer, or a machine with nothing on it and --trust"
             )
-        font_cache()
+        adopt_orphans()
         with tempfile.TemporaryDirectory() as folder:
             place = args.submissions
             if place.suffix == ".zip" and place.is_file():
-                with zipfile.ZipFile(place) as archive:
-                    archive.extractall(folder)
+                unpack(place, Path(folder))
                 place = Path(folder)
             print(grade(place, args.sources, settings, args.jobs, args.again))
-    except (ValueError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, RuntimeError, zipfile.BadZipFile) as error:
         print(f"grade: {error}", file=sys.stderr)
         return 2
     return 0

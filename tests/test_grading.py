@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import csv
 import json
@@ -147,7 +148,7 @@ def as_colab(notebook):
 
 
 def hand_in(folder, course):
-    """Thirty-three files, a third of them as they should be."""
+    """More than forty files, of which a fourth are as they should be."""
 
     def put(path, notebook):
         file = folder / path
@@ -197,6 +198,45 @@ def hand_in(folder, course):
     notebook.cells[at(notebook, "a9-q1")].outputs = [output]
     put("heavy/a9-small.ipynb", notebook)
 
+    notebook = answered(course)
+    cell = notebook.cells[at(notebook, "a9-q1")]
+    half = copy.deepcopy(cell) | {"source": "    return 2 * x\n", "id": "half"}
+    cell.source = cell.source.replace("    return 2 * x\n", "")
+    notebook.cells.insert(at(notebook, "a9-q1") + 1, half)
+    put("split/a9-small.ipynb", notebook)
+    notebook = answered(course, q1="")
+    notebook.cells[at(notebook, "a9-q1")].source = ""
+    notebook.cells.insert(at(notebook, "a9-q1"), nbformat.v4.new_code_cell(DOUBLE))
+    put("above/a9-small.ipynb", notebook)
+    notebook = answered(course, q1="double = lambda x: 2 * x\n")
+    cell = notebook.cells[at(notebook, "a9-q1")]
+    cell.source, cell.metadata, cell.id = "double = lambda x: 2 * x", {}, "other"
+    put("lambda/a9-small.ipynb", notebook)
+    notebook = answered(course, q3="*Your answer here.*")
+    place = next(i for i, c in enumerate(notebook.cells) if "## Question 3" in c.source)
+    notebook.cells[place].source += "\n\nBecause it is even, and so on."
+    put("under/a9-small.ipynb", notebook)
+    notebook = answered(course)
+    given = next(c for c in notebook.cells if c.source == "import math")
+    given.source = "import math, cmath"
+    put("more/a9-small.ipynb", notebook)
+    warns = "import warnings\ndef double(x):\n    warnings.warn('slow')\n    return 2 * x\n"
+    student("warns", q1=warns)
+    student("pid", q1=f"open('pid', 'w').write('0')\n{DOUBLE}")
+    notebook = answered(course)
+    notebook.cells.append(nbformat.v4.new_code_cell("import os\nos._exit(0)"))
+    put("exits/a9-small.ipynb", notebook)
+    notebook = released(course)
+    trick = "get_ipython().input_transformers_cleanup.append(lambda lines: [])"
+    notebook.cells.insert(3, nbformat.v4.new_code_cell(trick))
+    put("tricks/a9-small.ipynb", notebook)
+    leaves = "if not os.fork():\n    os.setsid()\n    os.fork() or os.execv('/bin/sleep', NAP)\n"
+    student("leaves", q1=f"import os\nNAP = ['nap', '876']\n{leaves}{DOUBLE}")
+    put("Anna Maier_11_assignsubmission_file_/x.ipynb", answered(course))
+    put("Anna Maier_22_assignsubmission_file_/x.ipynb", answered(course, q2=DOUBLE))
+    put("anna1-a9-small.ipynb", answered(course))
+    put(f"{'long' * 55}/a9-small.ipynb", answered(course))
+    put(os.fsdecode(b"jos\xe9.ipynb"), answered(course))
     put("doejane_LATE_123_456_a9-small.ipynb", answered(course))
     put("John Doe_77_assignsubmission_file_/a9-small.ipynb", answered(course))
     first = put("twice/a9-small.ipynb", answered(course, q1="def double(x):\n    return 0\n"))
@@ -232,7 +272,19 @@ def marked(course):
     return words, {row["student"]: row for row in table(course, "grades.csv")}
 
 
-RIGHT = ("right-0", "right-10", "heavy", "doubled", "deleted", "stripped", "colab", "prints")
+RIGHT = ("split", "above", "lambda", "under", "more", "warns", "pid", "exits", "leaves")
+RIGHT += (
+    "anna1",
+    "Anna-Maier",
+    "right-0",
+    "right-10",
+    "heavy",
+    "doubled",
+    "deleted",
+    "stripped",
+    "colab",
+    "prints",
+)
 
 
 @pytest.mark.parametrize("name", [*RIGHT, "doejane", "John-Doe", "twice"])
@@ -251,6 +303,7 @@ def test_right_answers_get_their_points_however_the_file_was_maltreated(marked, 
         ("deaf", "3", "Question 1: "),
         ("quits", "3", "Question 1: ended the process that it ran in"),
         ("edited", "3", "Question 1: its check was edited, and is put back"),
+        ("Anna-Maier-2", "2", "another Anna-Maier handed in as well"),
     ],
 )
 def test_a_bad_answer_costs_its_own_points_and_the_table_says_what_it_was(
@@ -306,10 +359,25 @@ def test_one_call_marks_them_all_with_progress_and_sums_up(marked):
         ("doubled", "the cell is there 2 times, the last one counts"),
         ("doejane", "late, says its name"),
         ("twice", "handed in more than once: a9-small.ipynb was left out"),
+        ("more", "a given cell was edited"),
+        ("exits", "own cells left out: with them it ended the process"),
+        ("tricks", "checks no longer fail in this notebook: look at it"),
+        ("tricks", "Question 1: passes without an answer of its own"),
     ],
 )
 def test_what_was_put_right_stands_in_the_notes(marked, name, words):
     assert words in marked[1][name]["notes"]
+
+
+def test_long_and_strange_names_are_marked_as_well(marked):
+    assert sum(name.startswith("longlong") and len(name) < 60 for name in marked[1]) == 1
+    assert any(name.startswith("jos") for name in marked[1])
+
+
+def test_nothing_goes_on_running(marked):
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            assert path.read_bytes() != b"nap\x00876\x00"
 
 
 def test_each_marked_submission_has_a_page_of_feedback_of_bearable_size(marked, course):
@@ -336,6 +404,39 @@ def test_marks_by_hand_are_taken_over_and_nothing_is_run_again(marked, course):
     assert (row["points"], row["to mark by hand"]) == ("9.5", "0")
     page = course / "grading/feedback/right-0/a9-small/a9-small.html"
     assert "Nearly all." in page.read_text(encoding="utf-8")
+
+
+def test_a_table_from_a_german_spreadsheet_is_read_and_kept(marked, course):
+    path = course / "grading/by-hand.csv"
+    rows = table(course, "by-hand.csv")
+    for row in rows:
+        if row["student"] == "right-10":
+            row["points"], row["comment"] = "3,5", "schön"
+    with path.open("w", newline="", encoding="cp1252") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=";")
+        writer.writeheader()
+        writer.writerows(rows)
+    grade(course / "submissions", course)
+    row = next(row for row in table(course, "grades.csv") if row["student"] == "right-10")
+    assert row["points"] == "8.5"
+    assert "schön".encode("cp1252") in path.with_suffix(".csv.bak").read_bytes()
+
+
+def test_a_mark_by_hand_is_for_the_answer_that_was_read(marked, course):
+    path = course / "submissions/right-9/a9-small.ipynb"
+    rows = table(course, "by-hand.csv")
+    for row in rows:
+        row["points"] = "5" if row["student"] == "right-9" else row["points"]
+    with (course / "grading/by-hand.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    grade(course / "submissions", course)
+    path.write_text(nbformat.writes(answered(course, q3="Something else.")), encoding="utf-8")
+    words = grade(course / "submissions", course)
+    row = next(row for row in table(course, "grades.csv") if row["student"] == "right-9")
+    assert "[1/1] right-9" in words
+    assert (row["points"], row["to mark by hand"]) == ("5", "1"), row
 
 
 @pytest.mark.parametrize(("points", "words"), [("six", "must be a number"), ("6", "from 0 to 5")])

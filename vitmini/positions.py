@@ -217,7 +217,7 @@ def resize_positions(
     """Copy the weights of a `ViT` for another grid: all that depends on positions is resized.
 
     A place in the picture keeps its position: learned tables are resized, and so are those of rows
-    and of columns. Relative offsets keep their distance in the picture. Everything else is copied
+    and of columns. Relative offsets keep their distance, about. Everything else is copied
     as it is. (Sines and cosines need no resizing: `ViT.resized` computes them anew.)
 
     Shapes: `weights` as in `ViT.state_dict()`; grids are (rows, columns) in patches.
@@ -262,7 +262,7 @@ def regrid(source: Any, model: Any, mode: str = "bicubic", antialias: bool = Tru
         new.requires_grad_(old.requires_grad)
     for old, new in zip(source.modules(), model.modules(), strict=True):
         new.training = old.training
-    if model.grid != source.grid:
+    if model.grid != source.grid:  # of the ViT itself: sines and cosines, no learned weight
         model.reset_parameters()
     return model
 

@@ -6,67 +6,90 @@ import torch
 import torch.nn.functional as F
 
 
-def row(places, clamp=True):
-    def resize_row(values, new):
-        n = len(values)
-        x = places(torch.arange(new), n, new)
-        x = x.clamp(0, n - 1) if clamp else x
-        left = x.floor().long().clamp(0, max(n - 2, 0))
-        right = (left + 1).clamp(max=n - 1)
-        share = (x - left)[:, None]
-        return (1 - share) * values[left] + share * values[right]
-
-    return resize_row
+def centres(i, old, new):
+    return (i + 0.5) * old / new - 0.5
 
 
-def centres(i, n, new):
-    return (i + 0.5) * n / new - 0.5
+def weights(places=centres, clamp=False, border=lambda j, old: min(max(j, 0), old - 1), own=None):
+    def kernel_weights(old, new, kernel):
+        kernel = own or kernel
+        x = places(torch.arange(new), old, new)
+        x = x.clamp(0, old - 1) if clamp else x
+        W = torch.zeros(new, old)
+        for j in range(-2, old + 2):
+            W[:, border(j, old)] += kernel(x - j)
+        return W
+
+    return kernel_weights
 
 
-def exchanged(values, new):
-    n = len(values)
-    x = centres(torch.arange(new), n, new).clamp(0, n - 1)
-    left = x.floor().long()
-    right = (left + 1).clamp(max=n - 1)
-    share = (x - left)[:, None]
-    return share * values[left] + (1 - share) * values[right]
+def linear(x):
+    return (1 - x.abs()).clamp(min=0)
 
 
-def no_right_neighbour(values, new):
-    x = centres(torch.arange(new), len(values), new).clamp(0, len(values) - 1)
-    left = x.floor().long()
-    return torch.lerp(values[left], values[left + 1], (x - left)[:, None])
+def lost(old, new, kernel):
+    return kernel(centres(torch.arange(new), old, new)[:, None] - torch.arange(old))
 
 
-def nearest(values, new):
-    return F.interpolate(values.T[None], new, mode="nearest")[0].T
+def scaled_up(old, new, kernel):
+    W = lost(old, new, kernel)
+    return W / W.sum(1, keepdim=True)
 
 
-def antialiased(values, new):
-    maps = values.T[None, :, None]
-    return F.interpolate(maps, (1, new), mode="bilinear", antialias=True)[0, :, 0].T
+def overwritten(old, new, kernel):
+    x = centres(torch.arange(new), old, new)
+    W = torch.zeros(new, old)
+    for i in range(new):
+        left = math.floor(x[i])
+        for j in range(left - 1, left + 3):
+            if kernel(x[i] - j) != 0:
+                W[i, min(max(j, 0), old - 1)] = kernel(x[i] - j)
+    return W
 
 
-def not_back(values, new):
-    return F.interpolate(values.T[None], new, mode="linear")[0]
+def not_a_matrix_of_distances(old, new, kernel):
+    return kernel(centres(torch.arange(new), old, new) - torch.arange(old))
 
 
-def cubic_row(values, new):
-    return F.interpolate(values.T[None, :, None], (1, new), mode="bicubic")[0, :, 0].T
+def no_border(old, new, kernel):
+    x = centres(torch.arange(new), old, new)
+    W = torch.zeros(new, old)
+    for j in range(old + 2):
+        W[:, j] += kernel(x - j)
+    return W
 
 
-def table_of(turn=True, end=lambda tokens, x: torch.cat([tokens, x]), **how):
-    def resize_table(table, prefix, old, new):
-        patches = table[prefix:]
+def by_pytorch(old, new, kernel):
+    return F.interpolate(torch.eye(old)[None], new, mode="linear")[0].T
+
+
+def narrow(old, new, kernel):
+    W = weights()(old, new, kernel)
+    return torch.cat([W[:1], W[:1], W[2:]])
+
+
+def round_table(wide=3, high=1, turn=True, take=None, end=None, **how):
+    def resize_panorama(table, prefix, old, new):
+        tokens, patches = table[:prefix], table[prefix:]
         maps = patches.T.reshape(1, -1, *old) if turn else patches.reshape(1, -1, *old)
-        maps = F.interpolate(maps, new, **({"mode": "bicubic"} | how))
-        return end(table[:prefix], maps.flatten(2)[0].T)
+        size = (high * new[0], wide * new[1])
+        maps = F.interpolate(maps.repeat(1, 1, high, wide), size, **({"mode": "bicubic"} | how))
+        y, x = high // 2 * new[0], (wide // 2 if take is None else take) * new[1]
+        maps = maps[:, :, y : y + new[0], x : x + new[1]]
+        x = maps.flatten(2)[0].T
+        return end(tokens, x) if end else torch.cat([tokens, x])
 
-    return resize_table
+    return resize_panorama
 
 
 def other_way_round(table, prefix, old, new):
-    return table_of()(table, prefix, old[::-1], new[::-1])
+    return round_table()(table, prefix, old[::-1], new[::-1])
+
+
+def three_copies(table, prefix, old, new):
+    maps = table[prefix:].T.reshape(1, -1, *old).repeat(1, 1, 1, 3)
+    maps = F.interpolate(maps, (new[0], 3 * new[1]), mode="bicubic")
+    return torch.cat([table[:prefix], maps.flatten(2)[0].T])
 
 
 def one_line(table, prefix, old, new):
@@ -75,46 +98,62 @@ def one_line(table, prefix, old, new):
 
 
 def cut_off(table, prefix, old, new):
-    if new[0] * new[1] > old[0] * old[1]:
-        return table_of()(table, prefix, old, new)
     return table[: prefix + new[0] * new[1]]
 
 
+def cut_off_when_smaller(table, prefix, old, new):
+    smaller = new[0] * new[1] <= old[0] * old[1]
+    return (cut_off if smaller else round_table())(table, prefix, old, new)
+
+
 def prefix_too(table, prefix, old, new):
-    return table_of()(table, 0, old, new)
-
-
-def prefix_scaled(table, prefix, old, new):
-    return table_of(end=lambda tokens, x: torch.cat([1.5 * tokens, x]))(table, prefix, old, new)
+    return round_table()(table, 0, old, new)
 
 
 def one_class_token(table, prefix, old, new):
-    side = math.isqrt(len(table) - 1)
-    return table_of()(table, 1, (side, side), new)
+    return round_table()(table, 1, old, new)
 
 
-def sharper(table, prefix, old, new):
-    return table_of(end=lambda tokens, x: torch.cat([tokens, 1.1 * x]))(table, prefix, old, new)
+def by_the_root(table, prefix, old, new):
+    side = math.isqrt(len(table) - prefix)
+    return round_table()(table, prefix, (side, side), new)
 
 
-def lost(rule, first=1, last=1):
-    return lambda old, limit: [n for n in range(first, limit + last) if rule(old, n)]
+def not_back(table, prefix, old, new):
+    return round_table(end=lambda tokens, x: torch.cat([tokens, x.T]))(table, prefix, old, new)
 
 
-def down(old, n):
-    return math.floor(old * (n / old)) != n
+def largest(right):
+    def least_addition(old, limit):
+        works = [k for k in range(1, 21) if all(right(old, n, k) for n in range(1, limit + 1))]
+        return max(works)
+
+    return least_addition
 
 
-def wanted_pixels(old, limit):
-    return [16 * n for n in lost(down)(old, limit)]
+def right(old, n, k):
+    return math.floor(old * ((n + 10**-k) / old)) == n
 
 
-def what_came(old, limit):
-    return [n - 1 for n in lost(down)(old, limit)]
+def not_the_limit(old, limit):
+    return largest(right)(old, limit - 1)
 
 
-def how_many(old, limit):
-    return len(lost(down)(old, limit))
+def the_limit_alone(old, limit):
+    return max(k for k in range(1, 21) if right(old, limit, k))
+
+
+def first_that_fails(old, limit):
+    return largest(right)(old, limit) + 1
+
+
+def the_addition_itself(old, limit):
+    return 10.0 ** -largest(right)(old, limit)
+
+
+def unrounded(old, limit):
+    works = [k for k in range(1, 21) if old * ((limit + 10**-k) / old) == limit and k < 14]
+    return max(works, default=0)
 
 
 def grid(rule, least=1, turn=False):
@@ -145,50 +184,65 @@ def in_floats(height, width, patch):
 
 
 WRONG = {
-    "resize_row": [
-        (row(lambda i, n, new: i * (n - 1) / max(new - 1, 1)), "aligned corners"),
-        (row(lambda i, n, new: i * n / new), "half a patch is missing"),
-        (row(lambda i, n, new: (i + 0.5) * n / new), "the second half is missing"),
-        (row(lambda i, n, new: (i + 0.5) * new / n - 0.5), "the ratio is turned round"),
-        (row(centres, clamp=False), "beyond the border"),
-        (nearest, "the nearest old patch"),
-        (exchanged, "the shares are exchanged"),
-        (antialiased, "that is antialiased"),
-        (no_right_neighbour, "does not exist"),
-        (not_back, "transpose it back"),
-        (cubic_row, "expected ["),
-        (lambda values, new: values, "the old number of patches"),
+    "kernel_weights": [
+        (weights(lambda i, old, new: i * (old - 1) / max(new - 1, 1)), "aligned corners"),
+        (weights(lambda i, old, new: i * old / new), "half a patch is missing"),
+        (weights(lambda i, old, new: (i + 0.5) * old / new), "the second half is missing"),
+        (weights(lambda i, old, new: (i + 0.5) * new / old - 0.5), "the ratio is turned round"),
+        (weights(clamp=True), "do not clamp x"),
+        (weights(border=lambda j, old: j % old), "an index of -1"),
+        (weights(own=linear), "call the one that is given"),
+        (lost, "what falls beyond a border is lost"),
+        (scaled_up, "not to all in the row"),
+        (overwritten, "add them"),
+        (not_a_matrix_of_distances, "a matrix of distances"),
+        (no_border, "have no column"),
+        (by_pytorch, "write this yourself"),
+        (narrow, "the first row is right"),
+        (lambda old, new, kernel: weights()(old, new, kernel).T, "transpose it"),
+        (lambda old, new, kernel: 0 * weights()(old, new, kernel), "the first new patch expects"),
     ],
-    "resize_table": [
-        (table_of(turn=False), "transpose first"),
+    "resize_panorama": [
+        (round_table(wide=1), "no panorama"),
+        (round_table(high=3), "only the columns"),
+        (round_table(wide=1, high=3), "not the rows"),
+        (round_table(take=0), "on the left"),
+        (round_table(take=2), "on the right"),
+        (three_copies, "three copies"),
+        (round_table(turn=False), "transpose first"),
         (other_way_round, "rows and columns are exchanged"),
-        (table_of(align_corners=True), "aligned corners"),
-        (table_of(mode="bilinear"), "that is linear, not bicubic"),
-        (table_of(mode="bilinear", align_corners=True), "linear with aligned corners"),
-        (table_of(antialias=True), "as timm does"),
-        (table_of(end=lambda tokens, x: torch.cat([x, tokens])), "the prefix comes first"),
-        (table_of(end=lambda tokens, x: x), "the prefix is missing"),
-        (table_of(end=lambda tokens, x: torch.cat([0 * tokens, x])), "passes through"),
-        (prefix_scaled, "the prefix has changed"),
+        (round_table(align_corners=True), "aligned corners"),
+        (round_table(mode="bilinear"), "that is linear, not bicubic"),
+        (round_table(antialias=True), "antialiased"),
+        (round_table(end=lambda tokens, x: torch.cat([x, tokens])), "the prefix comes first"),
+        (round_table(end=lambda tokens, x: x), "the prefix is missing"),
+        (round_table(end=lambda tokens, x: torch.cat([0 * tokens, x])), "passes through"),
+        (round_table(end=lambda tokens, x: torch.cat([1.5 * tokens, x])), "the prefix has changed"),
+        (round_table(end=lambda tokens, x: torch.cat([tokens, 1.1 * x])), "not those of a bicubic"),
         (one_line, "one long sequence"),
-        (cut_off, "cut off, not resized"),
-        (prefix_too, "the prefix has to go"),
-        (one_class_token, "the prefix has to go"),
-        (sharper, "not those of a bicubic resize"),
+        (cut_off, "mistake three"),
+        (cut_off_when_smaller, "mistake three"),
+        (prefix_too, "the prefix goes away"),
+        (not_back, "wants .T"),
+        (one_class_token, "the prefix may be more than 1"),
+        (by_the_root, "not the root"),
     ],
-    "one_too_few": [
-        (lost(lambda old, n: math.floor(n * old / old) != n), "computed first"),
-        (lost(lambda old, n: math.floor(old * ((n + 0.1) / old)) != n), "computed first"),
-        (lost(lambda old, n: round(old * (n / old)) != n), "computed first"),
-        (lost(down, last=0), "limit is included"),
-        (lost(lambda old, n: old * (n / old) != n), "rounded down"),
-        (lost(lambda old, n: old * (n // old) != n), "not rounded"),
-        (lost(lambda old, n: math.floor(n * (old / n)) != old), "not old / n"),
-        (lost(lambda old, n: not down(old, n)), "the sizes that work"),
-        (wanted_pixels, "those are pixels"),
-        (what_came, "the sizes that come out"),
-        (how_many, "expected a list of whole numbers"),
-        (lost(lambda old, n: n == 61), "expected ["),
+    "least_addition": [
+        (largest(lambda old, n, k: round(old * ((n + 10**-k) / old)) == n), "divides first"),
+        (largest(lambda old, n, k: math.floor((n + 10**-k) * old / old) == n), "divides first"),
+        (largest(lambda old, n, k: old * ((n + 10**-k) / old) == n), "math.floor"),
+        (
+            largest(lambda old, n, k: math.floor(old * (n / old + 10**-k)) == n),
+            "before the division",
+        ),
+        (unrounded, "math.floor"),
+        (not_the_limit, "limit is included"),
+        (the_limit_alone, "the limit alone"),
+        (first_that_fails, "the last k that loses none"),
+        (the_addition_itself, "not 10**-k"),
+        (lambda old, limit: 1, "asked is the largest"),
+        (lambda old, limit: 14, "expected 20"),
+        (lambda old, limit: "14", "one whole number"),
     ],
     "photo_grid": [
         (grid(half_up, turn=True), "rows come first"),

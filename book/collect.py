@@ -285,7 +285,7 @@ def _apart(cells: list[dict], official: list[dict]) -> list[dict]:
     for cell in cells:
         for o in official:
             text, asked = cell["source"], o["source"].strip()
-            longer = len(asked) > 40 and text.startswith(asked) and text.strip() != asked
+            longer = asked.startswith("#") and text.startswith(asked) and text.strip() != asked
             if cell["kind"] == "markdown" == o["kind"] and longer and not o["answer"]:
                 result.append(cell | {"source": o["source"]})
                 cell = cell | {"source": text[len(asked) :].strip(), "id": "", "key": ""}

@@ -298,12 +298,12 @@ def complaints(executed: NotebookNode) -> list[str]:
 
 def run_nbgrader(place: Path, student: str, assignment: str, seconds: float) -> None:
     """Inside the process of its own: mark, and write down what came of it."""
-    from nbconvert.preprocessors import ClearMetadataPreprocessor, Preprocessor
+    from nbconvert.preprocessors import ClearMetadataPreprocessor
     from nbgrader import preprocessors as steps
     from nbgrader.api import Gradebook
     from nbgrader.apps import NbGraderAPI
 
-    class Quiet(Preprocessor):
+    class Quiet(steps.NbGraderPreprocessor):
         """A warning is no mistake: for nbgrader, all that a check writes to stderr is one."""
 
         def preprocess_cell(self, cell: Any, resources: Any, index: int) -> Any:
@@ -417,11 +417,15 @@ def grade(submissions: Path, sources: Path, settings: Settings, jobs: int, again
 
 
 def sweep() -> None:
-    """End what students' code left behind: processes that left their group came to this one."""
-    for path in Path("/proc/self/task").glob("*/children"):
-        for pid in path.read_text(encoding="ascii").split():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(int(pid), signal.SIGKILL)
+    """End what students' code left behind, with what that left behind in its turn."""
+    for _ in range(100):
+        found = "".join(p.read_text() for p in Path("/proc/self/task").glob("*/children")).split()
+        for pid in map(int, found):
+            with contextlib.suppress(ProcessLookupError, PermissionError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        if not found:
+            return
 
 
 def adopt_orphans() -> None:

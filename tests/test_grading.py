@@ -185,7 +185,8 @@ def hand_in(folder, course):
     notebook = answered(course)
     for key in ("a9-q1", "a9-q1-check"):
         twin = copy.deepcopy(notebook.cells[at(notebook, key)])
-        notebook.cells.append(twin | {"id": f"{twin.id}-again"})
+        twin.id += "-again"
+        notebook.cells.append(twin)
     put("doubled/a9-small.ipynb", notebook)
     notebook = answered(course)
     for cell in notebook.cells:
@@ -200,7 +201,8 @@ def hand_in(folder, course):
 
     notebook = answered(course)
     cell = notebook.cells[at(notebook, "a9-q1")]
-    half = copy.deepcopy(cell) | {"source": "    return 2 * x\n", "id": "half"}
+    half = copy.deepcopy(cell)
+    half.source, half.id = "    return 2 * x\n", "half"
     cell.source = cell.source.replace("    return 2 * x\n", "")
     notebook.cells.insert(at(notebook, "a9-q1") + 1, half)
     put("split/a9-small.ipynb", notebook)

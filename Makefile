@@ -89,7 +89,7 @@ grade: $(GRADING)
 	@test -n "$(SUBMISSIONS)" || { echo "make: say where they are: make grade SUBMISSIONS=folder" >&2; exit 2; }
 	$(BIN)/python book/grade.py "$(SUBMISSIONS)" --out "$(GRADES)" --sources "$(SOURCES)" $(OPTIONS)
 
-move: $(INSTALLED)
+move: $(GRADING)
 	@test -n "$(ADDRESS)" || { echo "make: say where to: make move ADDRESS=https://github.com/ORG/REPO" >&2; exit 2; }
 	$(BIN)/python book/generate.py --inputs --move "$(ADDRESS)"
 

@@ -342,6 +342,11 @@ def main() -> int:
             run = not args.inputs and (named or not args.chapter)
             print(f"{chapter.stem}: {generate(chapter, run, force=named)}", flush=True)
         write_readme()
+        if args.move:
+            import assign  # here, since it needs nbgrader, which only some have
+
+            assign.make(assign.texts())
+            assign.move_exemplary()
     except ValueError as error:
         print(f"generate: {error}", file=sys.stderr)
         return 2

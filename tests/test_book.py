@@ -91,7 +91,7 @@ def outward(html: str) -> list[str]:
         owner = re.escape(where["repository"].rsplit("/", 1)[0])
         host = re.match(rf"({owner}|https://colab\.research\.google\.com)/", link)
         ours = re.fullmatch(rf"{where['source']}/([\w./-]+?)(?:#L\d+)?", link)
-        colab = re.fullmatch(rf"{where['colab']}/([\w-]+\.ipynb)", link)
+        colab = re.fullmatch(rf"{where['colab']}/([\w/-]+\.ipynb)", link)
         file = ROOT / ours[1] if ours else ROOT / "notebooks" / colab[1] if colab else None
         elsewhere = (where["repository"], f"{where['repository']}/issues")
         if host and not (file.exists() if file else link.startswith(elsewhere)):

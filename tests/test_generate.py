@@ -45,6 +45,7 @@ def test_the_address_stands_in_one_place_by_hand():
         if owner_and_repo in path.read_text(encoding="utf-8"):
             holders.add(name)
     made = {f"notebooks/{c.stem}.ipynb" for c in generate.chapters()}
+    made |= {name for name in holders if name.startswith("notebooks/assignments/")}
     assert holders - made == {"_config.yml", "README.md"}
     by_hand, made_block = (ROOT / "README.md").read_text().split("<!-- links: ")
     assert owner_and_repo not in by_hand + made_block.split("<!-- end of links -->")[1]
@@ -68,6 +69,9 @@ def test_one_command_moves_the_course_and_keeps_the_outputs(course):
         moved, stored = read(path), read(ROOT / "notebooks" / path.name)
         assert f"git+{new}" in code_cells(moved)[0].source
         assert [c.outputs for c in code_cells(moved)] == [c.outputs for c in code_cells(stored)]
+    name = "notebooks/assignments/exemplary/capstone.ipynb"
+    moved, stored = read(course / name), read(ROOT / name)
+    assert [c.outputs for c in code_cells(moved)] == [c.outputs for c in code_cells(stored)]
     assert run(course, "--inputs", "--move", old).returncode == 0
     assert contents(course) == {
         course / p.relative_to(ROOT): p.read_bytes()

@@ -1,4 +1,4 @@
-"""Run what needs a GPU, in parts: tests, throughput, the speed run, recorded experiments, chapters.
+"""Run what needs a GPU, in parts: tests, throughput, speed run, experiments, weights, chapters.
 
     python book/gpu.py                       all parts, in the order of their worth
     python book/gpu.py speedrun throughput   these parts
@@ -6,9 +6,10 @@
     python book/gpu.py --out DIR             results, logs and weights are gathered in DIR
 
 A part takes nine minutes at most and is then stopped; called again, it goes on. Work is kept in
-runs/gpu. Without --out, results go to book/results, where none replaces a better one. Needs no
-virtual environment: any Python with PyTorch and what vitmini imports. Data: $VITMINI_DATA.
-VITMINI_PROFILE=ci rehearses everything on a CPU.
+runs/gpu. Without --out, results go to book/results, where none replaces a better one; the embedded
+models and their cards go to runs/gpu/weights, to be looked at before they replace those in
+vitmini/weights. Needs no virtual environment: any Python with PyTorch and what vitmini imports.
+Data: $VITMINI_DATA. VITMINI_PROFILE=ci rehearses everything on a CPU.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ EXPERIMENTS = (
     "data-hunger",
     "position-growth",
     "resolution",
+    "siblings",
 )
-PARTS = (*TESTS, *EXPERIMENTS, "chapters")
+PARTS = (*TESTS, *EXPERIMENTS, "embedded", "chapters")
 # What a part cannot do without; what vitmini itself imports comes first.
 NEEDS = {
     **dict.fromkeys(PARTS, ("torch", "torchvision", "numpy", "einops", "safetensors")),
@@ -76,6 +78,12 @@ def command(part: str, out: Path | None, force: bool) -> list[str]:
         texts = sorted((ROOT / "book" / "chapters").glob("[0-9][0-9]-*.md"))
         gpu = [p.stem for p in texts if re.search(r"^ *gpu: *true", p.read_text("utf-8"), re.M)]
         return [sys.executable, str(ROOT / "book" / "generate.py"), *gpu] if gpu else []
+    if part == "embedded":  # what the part siblings trained; its rehearsal keeps nothing
+        name = f"siblings-gpu-{version().replace(' ', '-')}"
+        script = [sys.executable, str(ROOT / "book" / "embed.py"), "--siblings"]
+        folder = WORK / "runs" / "experiments" / name
+        keeps = environment()["VITMINI_PROFILE"] == "gpu"
+        return [*script, str(folder), "--out", str(WORK / "weights")] if keeps else []
     where = [] if out is None else ["--out", str(out / "results")]
     forced = ["--force"] if force else []
     return [sys.executable, "-m", "vitmini", "experiment", part, *where, *forced]

@@ -23,7 +23,7 @@ import vitmini as vm
 from vitmini.augment import random_flip
 from vitmini.data import describe_data, fits_on, mean_and_std
 from vitmini.folders import list_pictures, read_pictures
-from vitmini.pictures import read_image
+from vitmini.pictures import photo_windows, read_image
 from vitmini.records import save_result, summarize
 from vitmini.runs import data_digest
 
@@ -515,6 +515,26 @@ def test_photographs_are_squares_of_the_size_asked_for():
         assert vm.load_photo(name, 64).shape == (3, 64, 64)
     with pytest.raises(ValueError, match="flower, china or cat"):
         vm.load_photo("dog")
+
+
+def test_windows_are_cut_out_of_photographs_of_each_scale():
+    windows = photo_windows(6, 16, (1, 3))
+    assert windows.shape == (6, 3, 16, 16) and windows.dtype == torch.uint8
+    assert torch.equal(windows[0], vm.load_photo("cat", 16))  # at scale 1 there is one window
+    photo = vm.load_photo("flower", 48)
+    views = photo.unfold(1, 16, 1).unfold(2, 16, 1)  # (3, 33, 33, 16, 16)
+    assert (views == windows[1][:, None, None]).all(-1).all(-1).all(0).sum() == 1
+    assert torch.equal(photo_windows(6, 16, (1, 3)), windows)
+    assert not torch.equal(photo_windows(6, 16, (1, 3), seed=1), windows)
+    for wrong, words in (
+        ((0, 16), "count must be a positive int, got 0"),
+        ((2, True), "size must be a positive int, got True"),
+        ((2, 16, ()), "scales must be one or more numbers"),
+        ((2, 16, (0.5,)), "scales must be one or more numbers, 1 or larger"),
+        ((2, 16, (float("nan"),)), "scales must be"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            photo_windows(*wrong)
 
 
 def test_no_bounds_means_no_change():

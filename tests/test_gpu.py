@@ -130,6 +130,17 @@ def test_everything_is_gathered_in_one_place(work, tmp_path, monkeypatch):
     }
 
 
+def test_embedded_models_come_from_the_experiment_and_replace_nothing(work, monkeypatch):
+    monkeypatch.setenv("VITMINI_PROFILE", "gpu")
+    monkeypatch.setattr(gpu, "version", lambda: "0123456789ab")
+    arguments = gpu.command("embedded", None, False)
+    folder = str(work / "runs" / "experiments" / "siblings-gpu-0123456789ab")
+    assert arguments[2:] == ["--siblings", folder, "--out", str(work / "weights")]
+    assert gpu.PARTS.index("siblings") < gpu.PARTS.index("embedded")
+    monkeypatch.setenv("VITMINI_PROFILE", "ci")
+    assert gpu.command("embedded", None, False) == []
+
+
 def test_a_checkout_in_a_cache_is_gathered_too(tmp_path, monkeypatch):
     folder = tmp_path / "cache" / "runs"
     (folder / "torch-cache").mkdir(parents=True)

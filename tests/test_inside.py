@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vitmini as vm
-from vitmini import inside
+from vitmini import inside, siblings
 from vitmini.__main__ import main
 from vitmini.profiles import Profile
 from vitmini.records import write_json
@@ -163,3 +163,48 @@ def test_results_are_written_with_a_row_of_numbers_in_a_line():
     text = write_json(values)
     assert json.loads(text) == values
     assert "  [1, 2.5],\n  [3]\n" in text
+
+
+# The embedded models, seed by seed ------------------------------------------------------------
+
+
+def test_siblings_runs_in_seconds_and_measures_what_the_library_says(tmp_path, monkeypatch, digits):
+    result = rehearse("siblings", tmp_path, monkeypatch)
+    curves, metrics = result["curves"], result["metrics"]
+    for kind in ("plain", "distilled"):
+        distance = torch.tensor(curves[f"distance_test_{kind}"])
+        assert distance.shape == (2, 2, 2)  # seeds, layers, heads
+        assert distance.min() > 0 and distance.max() < 8.5  # on 4 x 4 patches of 2
+        assert not torch.equal(distance[0], distance[1]), "no seed is another one's copy"
+        assert len(metrics[f"test_accuracy_{kind}"]["values"]) == 2
+    shared = torch.tensor(curves["shared_test_distilled"])
+    assert shared.shape == (2, 2) and shared.min() > 0 and shared.max() <= 1
+    assert "shared_test_plain" not in curves and "distance_photos_plain" not in curves
+
+
+def test_what_is_measured_of_heads_is_that_of_a_loop():
+    model = vm.create_model("vit_cifar_mini", distilled=True, depth=2)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(len(p))) * 0.3)
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = siblings.measure_heads(model, images)
+    maps = vm.attention_maps(model, images)
+    exact = vm.attention_distance(maps, (8, 8), 4, num_prefix_tokens=2)
+    assert torch.allclose(torch.tensor(found["distance"]), exact, atol=1e-3)
+    total = 0.0
+    for image in range(3):
+        for head in range(3):
+            a, b = (maps[1, image, head, token, 2:].tolist() for token in (0, 1))
+            total += sum(min(x / sum(a), y / sum(b)) for x, y in zip(a, b, strict=True))
+    assert found["shared"][1] == pytest.approx(total / 9, abs=1e-4)
+
+
+def test_the_embedded_models_stand_for_the_first_seed_of_a_cpu():
+    plan = siblings.plan_siblings(Profile("cpu", "cpu"))
+    for kind, name in plan.embedded.items():
+        card = vm.load_card(name)
+        ours = {k: getattr(plan.models[kind], k) for k in card["recipe"]}
+        assert ours == card["recipe"] and card["recipe"]["seed"] == plan.seeds[0]
+        assert vm.load_pretrained(name).config.distilled == (kind == "distilled")
+    assert not siblings.plan_siblings(Profile("gpu", "cuda")).embedded

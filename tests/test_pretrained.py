@@ -10,7 +10,7 @@ import shutil
 import pytest
 import torch
 from conftest import ROOT
-from embed import embed
+from embed import add_seeds, embed, embed_siblings
 from embed import main as embed_main
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -165,6 +165,61 @@ def test_the_card_of_a_distilled_model_tells_its_heads_and_its_teacher(runs, mon
     assert vm.attention_maps(model, images).shape == (1, 4, 2, 6, 6)
 
 
+def test_a_card_learns_of_more_seeds_and_the_weights_stay(runs):
+    put(runs, to="more")
+    folder = runs[0] / "more"
+    weights = (folder / "own.safetensors").read_bytes()
+    card = add_seeds("own", [runs[0] / "1"], "an abacus", folder)
+    assert card["seeds"] == [0, 1] and card["seeds_added"][0]["device"] == "an abacus"
+    at_once = put(runs, seeds=("1", "2"), to="at-once")
+    card = add_seeds("own", [runs[0] / "2"], folder=folder)
+    assert card == json.loads((folder / "own.json").read_text())
+    assert card["test_accuracy_seeds"] == at_once["test_accuracy_seeds"]
+    assert card["seeds"] == [0, 1, 2] and len(card["seeds_added"]) == 2
+    assert (folder / "own.safetensors").read_bytes() == weights
+    words = {
+        "1": r"seeds must all differ, got \[0, 1, 2, 1\]",
+        "other": "its recipe differs",
+        "taught": "its recipe differs",
+        "none": "is not a folder that holds a run",
+    }
+    for run, message in words.items():
+        with pytest.raises(ValueError, match=message):
+            add_seeds("own", [runs[0] / run], folder=folder)
+    with pytest.raises(ValueError, match="name must be that of a card"):
+        add_seeds("mine", [runs[0] / "1"], folder=folder)
+    assert card == json.loads((folder / "own.json").read_text())
+
+
+def test_a_card_from_before_there_were_options_learns_too(runs):
+    put(runs, to="old")
+    folder, path = runs[0] / "old", runs[0] / "old" / "own.json"
+    card = json.loads(path.read_text())
+    for key in ("precision", "crop", "distill", "jitter"):
+        del card["recipe"][key]
+    del card["test_accuracy_seeds"], card["seeds"]
+    path.write_text(json.dumps(card))
+    assert add_seeds("own", [runs[0] / "1"], folder=folder)["seeds"] == [0, 1]
+
+
+def test_both_models_of_the_experiment_are_embedded_with_all_their_seeds(runs, tmp_path):
+    folder, data = runs
+    for name, run in (
+        ("plain-0", "0"),
+        ("plain-1", "1"),
+        ("plain-2", "2"),
+        ("distilled-0", "taught"),
+    ):
+        shutil.copytree(folder / run, tmp_path / name)
+    (tmp_path / "plain-0.json").write_text("{}")  # what the experiment keeps beside them
+    cards = embed_siblings(tmp_path, "For tests.", out=tmp_path / "out", data=data)
+    assert [card["name"] for card in cards] == ["vit_digits", "vit_digits_distilled"]
+    assert [card["seeds"] for card in cards] == [[0, 1, 2], [0]]
+    assert len(list((tmp_path / "out").iterdir())) == 4
+    with pytest.raises(ValueError, match="holds no run plain-SEED of the experiment siblings"):
+        embed_siblings(tmp_path / "out", "For tests.", out=tmp_path / "never", data=data)
+
+
 def broken(runs, tmp_path, change):
     shutil.copytree(runs[0] / "0", tmp_path / "0")
     change(tmp_path / "0")
@@ -252,3 +307,6 @@ def test_the_script_says_what_is_wrong_in_one_line(capsys, tmp_path):
     assert embed_main([str(tmp_path / "none"), "own"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("embed: ") and error.count("\n") == 1
+    for arguments in ([], ["--card", "own"], ["x"], ["x", "own", "--card", "own"]):
+        with pytest.raises(SystemExit):
+            embed_main(arguments)

@@ -26,6 +26,7 @@ from vitmini.optim import choose_precision
 from vitmini.profiles import Profile
 from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import code_version, new_result, summarize
+from vitmini.siblings import siblings
 from vitmini.speedrun import speedrun, throughput, throughput_cpu, train_cifar10
 from vitmini.students import distillation
 from vitmini.train import split_validation, train
@@ -421,4 +422,5 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "distillation": distillation,
     "position-growth": position_growth,
     "resolution": resolution,
+    "siblings": siblings,
 }

@@ -16,7 +16,8 @@ An assignment is MyST text, like a chapter. Its cells say what they are:
     ---
     +++ {"answer": "q6", "points": 8}            an answer in words, marked by a person
 
-nbgrader makes what students get of it: without solutions, hidden tests and marking schemes.
+The head may hold `rules` of its own, where those of `RULES` do not fit. nbgrader makes what students
+get of it: without solutions, hidden tests and marking schemes.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def build(text: Path) -> NotebookNode:
     title, _, rest = cells[0].source.partition("\n")
     cells[0].source = f"{title}\n\n{facts(name, about)}\n{rest}"
     make = nbformat.v4.new_markdown_cell
-    cells[1:1] = [make(RULES), make(STATEMENT)]
+    cells[1:1] = [make(about.get("rules", RULES)), make(STATEMENT)]
     cells.append(make(HAND_IN))
     for i, cell in enumerate(cells):
         cell.id = f"{name}-{i:02d}"

@@ -2,7 +2,8 @@
 
 * MathJax and its fonts are served by the book itself.
 * The public address reaches pages as `{{ repository }}`, `{{ colab }}` and so on.
-* `{assignments}` lists book/assignments/*.md, `{stored-results}` lists book/results/*.json.
+* `{assignments}` lists book/assignments/*.md, `{stored-results}` lists book/results/*.json;
+  `{goals}` and `{beside}` put what they hold next to the figures of others.
 * Pages show their text before any script runs, and weigh no more than they must.
 * Docstrings say `Shapes:`, `Raises:`, `Source:`, `Chapter:`; the reference shows them as fields
   and links the chapter.
@@ -28,6 +29,7 @@ from sphinx.util.fileutil import copy_asset_file
 from sphinx.util.osutil import ensuredir
 
 from vitmini.experiments import EXPERIMENTS
+from vitmini.pretrained import list_pretrained, load_card
 
 FONTS = "output/chtml/fonts/woff-v2"
 
@@ -197,15 +199,43 @@ class Goals(SphinxDirective):
         rows = [("what", "elsewhere", "goal", "measured here")]
         for line in self.content:
             what, elsewhere, goal, where = (part.strip() for part in line.split("|"))
-            name, keys, form = where.split(":", 2)
-            if name not in EXPERIMENTS:
-                raise self.error(f"no experiment {name}")
-            measured = "not yet"
-            if name in _results():
-                result = json.loads(_results()[name].read_text(encoding="utf-8"))
-                measured = f"{format(look_up(result, keys), form)} ({result['device']})"
-            rows.append((what, elsewhere, goal, measured))
+            rows.append((what, elsewhere, goal, _measured(self, where)))
         return [_table(rows)]
+
+
+class Beside(SphinxDirective):
+    """A table of published figures with ours between them, looked up where they are stored.
+
+    The first line names the columns. A last cell `NAME:KEY.KEY:FORMAT` is a stored result's or,
+    with the name of an embedded model, its card's; other cells stand as they are.
+    """
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_reread()
+        rows = []
+        for line in self.content:
+            *cells, last = (part.strip() for part in line.split("|"))
+            stored = re.fullmatch(r"[\w-]+:[\w.-]+:\S+", last)
+            rows.append((*cells, _measured(self, last) if stored else last))
+            if len(rows[-1]) != len(rows[0]):
+                raise self.error(f"{len(rows[-1])} cells, not {len(rows[0])}: {line}")
+        return [_table(rows)]
+
+
+def _measured(directive: SphinxDirective, where: str) -> str:
+    """Look `NAME:KEY.KEY:FORMAT` up, in a stored result or in a card, and say the device."""
+    name, keys, form = where.split(":", 2)
+    if name in list_pretrained():
+        found = load_card(name)
+    elif name not in EXPERIMENTS:
+        raise directive.error(f"no experiment {name}")
+    elif name not in _results():
+        return "not yet"
+    else:
+        found = json.loads(_results()[name].read_text(encoding="utf-8"))
+    return f"{format(look_up(found, keys), form)} ({found['device']})"
 
 
 class Assignments(SphinxDirective):
@@ -260,5 +290,6 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("stored-results", StoredResults)
     app.add_directive("still-to-measure", StillToMeasure)
     app.add_directive("goals", Goals)
+    app.add_directive("beside", Beside)
     app.add_directive("assignments", Assignments)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

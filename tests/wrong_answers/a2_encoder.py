@@ -172,6 +172,19 @@ def test_scale(make):
         want = 128 * heads.sum()
     assert torch.allclose(attn(x).sum(), want)
 """,
+        "one width of a head, for which one constant is right": """
+def test_scale(make):
+    for dim, H in ((8, 2), (12, 3), (20, 5)):
+        attn, x, d = make(dim, H).double().attn, torch.randn(2, 5, dim).double(), dim // H
+        with torch.no_grad():
+            attn.qkv.weight.mul_(4.0)
+            attn.proj.weight.fill_(1.0)
+            attn.proj.bias.zero_()
+            q, k, v = (t.unflatten(-1, (H, d)).transpose(1, 2) for t in attn.qkv(x).chunk(3, -1))
+            heads = (q @ k.transpose(-2, -1) * d**-0.5).softmax(dim=-1) @ v
+            want = dim * heads.sum()
+        assert torch.allclose(attn(x).sum(), want)
+""",
         "exactly equal": """
 def test_scale(make):
     attn, x, d, H = make(8, 2).attn, torch.randn(2, 5, 8), 4, 2
@@ -183,6 +196,12 @@ def test_scale(make):
         heads = (q @ k.transpose(-2, -1) * d**-0.5).softmax(dim=-1) @ v
         want = 8 * heads.sum()
     assert attn(x).sum() == want
+""",
+        "stops with another exception, for qkv taken apart wrongly": """
+def test_scale(make):
+    attn, x = make(8, 2).attn, torch.randn(2, 5, 8)
+    q, k, v = attn.qkv(x).view(2, 5, 2, 3, 4).unbind(2)
+    assert torch.allclose(attn(x), q @ k.transpose(-2, -1) @ v)
 """,
         "asks the block which bug it has": """
 def test_scale(make):
@@ -400,6 +419,17 @@ def residual(x, branch, gamma, rate, training):
         keep = torch.rand(()) >= rate
         rows.append(image + gamma * branch(image) / (1 - rate) if keep else image)
     return torch.cat(rows)
+""",
+        "the rate is looked at in training alone": """
+def residual(x, branch, gamma, rate, training):
+    if not training:
+        return x + gamma * branch(x)
+    if not 0 <= rate < 1:
+        raise ValueError(rate)
+    kept = (torch.rand(len(x)) >= rate).nonzero().flatten()
+    if len(kept) == 0:
+        return x.clone()
+    return x.index_add(0, kept, gamma * branch(x[kept]) / (1 - rate))
 """,
         "any rate will do": """
 def residual(x, branch, gamma, rate, training):

@@ -22,19 +22,30 @@ def rate_at(step, total, warmup, peak, floor=0.0):
 
 GROUPS = """
 def decay_groups(model, weight_decay):
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    weights = {id(layer.weight) for layer in model.modules() if isinstance(layer, kinds)}
     decay, rest = [], []
-    tables = {"cls_token", "dist_token", "pos_embed", "rel_pos"}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        looked_up = tables & set(name.split("."))
-        (decay if parameter.ndim > 1 and not looked_up else rest).append(parameter)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (decay if id(parameter) in weights else rest).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay},
             {"params": rest, "weight_decay": 0.0}]
 
 def decay_factor(rates, weight_decay):
     return math.prod(1 - rate * weight_decay for rate in rates)
 """
+
+BY_NAME = """
+def decay_groups(model, weight_decay):
+    tables = {"cls_token", "dist_token", "pos_embed", "rel_pos"}
+    decay, rest = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            matrix = parameter.ndim > 1 and not tables & set(name.split("."))
+            (decay if matrix else rest).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay},
+            {"params": rest, "weight_decay": 0.0}]
+""" + GROUPS[GROUPS.index("def decay_factor") :]
 
 MIX = """
 def mix(images, targets, partner, share, centre=None):
@@ -90,8 +101,11 @@ def save_run(run, path):
         "step": run.step,
         "records": run.records,
     }
-    part = f"{path}.part"
-    torch.save(state, part)
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(part, path)
 
 def load_run(run, path):
@@ -165,16 +179,45 @@ WRONG = {
         ),
     },
     "q2": {
-        "every parameter with two axes decays": swapped(GROUPS, ("and not looked_up", "")),
-        "tables by the end of the name alone": swapped(
+        "every parameter with two axes decays": swapped(
+            GROUPS, ("id(parameter) in weights", "parameter.ndim > 1")
+        ),
+        "the chapter's rule, by axes and names": BY_NAME,
+        "the chapter's rule, and no norms": swapped(
+            BY_NAME,
+            (
+                "    decay, rest = [], []\n",
+                "    norms = {id(m.weight) for m in model.modules() if type(m) is nn.LayerNorm}\n"
+                "    decay, rest = [], []\n",
+            ),
+            (
+                "matrix = parameter.ndim > 1",
+                "matrix = parameter.ndim > 1 and id(parameter) not in norms",
+            ),
+        ),
+        "layers by their kind, and then by name all the same": swapped(
             GROUPS,
-            ("tables & set(name.split('.'))".replace("'", '"'), "name.endswith(tuple(tables))"),
+            ("in model.parameters()", "in model.named_parameters()"),
+            ("for parameter", "for name, parameter"),
+            ("id(parameter) in weights", 'id(parameter) in weights and "pos_embed" not in name'),
         ),
-        "matrices only, kernels forgotten": swapped(GROUPS, ("ndim > 1", "ndim == 2")),
-        "frozen parameters stay in": swapped(GROUPS, ("not parameter.requires_grad", "False")),
-        "only the first part of a name is looked at": swapped(
-            GROUPS, ('set(name.split("."))', '{name.split(".")[0]}')
+        "linear layers only, kernels forgotten": swapped(GROUPS, (", nn.Conv1d, nn.Conv2d", ",")),
+        "biases of these layers, too": swapped(
+            GROUPS,
+            (
+                "id(layer.weight) for layer in model.modules() if isinstance(layer, kinds)",
+                "id(p) for layer in model.modules() if isinstance(layer, kinds) "
+                "for p in layer.parameters()",
+            ),
         ),
+        "a shared matrix once for each layer": swapped(
+            GROUPS,
+            (
+                "in model.parameters():",
+                "in (p for m in model.modules() for p in m.parameters(recurse=False)):",
+            ),
+        ),
+        "frozen parameters stay in": swapped(GROUPS, ("parameter.requires_grad", "True")),
         "rates add up before they act": swapped(
             GROUPS,
             (
@@ -227,6 +270,12 @@ WRONG = {
                 "        total += loss.item()\n"
                 "        nn.utils.clip_grad_norm_(model.parameters(), max_norm)\n",
             ),
+        ),
+        "one backward for all parts": swapped(
+            STEP,
+            ("        loss.backward()\n        total += loss.item()\n", "        total += loss\n"),
+            ("    nn.utils", "    total.backward()\n    nn.utils"),
+            ("return total", "return total.item()"),
         ),
         "old gradients count": swapped(
             STEP, ("    optimizer.zero_grad()\n    total = 0.0", "    total = 0.0")
@@ -288,19 +337,22 @@ WRONG = {
         ),
         "written straight to its place": swapped(
             RESUME,
-            ('    part = f"{path}.part"\n', "    part = path\n"),
+            ('path.with_suffix(".part")', "path"),
             ("    os.replace(part, path)\n", ""),
         ),
         "the old file removed first": swapped(
             RESUME,
             (
-                "    torch.save(state, part)\n",
-                "    if os.path.exists(path):\n        os.remove(path)\n"
-                "    torch.save(state, part)\n",
+                "    with open(part",
+                "    if os.path.exists(path):\n        os.remove(path)\n    with open(part",
             ),
         ),
+        "whole in another place, then copied into its own": swapped(
+            RESUME,
+            ("os.replace(part, path)", "path.write_bytes(part.read_bytes())"),
+        ),
         "saving seeds the dice, for tidiness": swapped(
-            RESUME, ("    part = f", "    torch.manual_seed(run.step)\n    part = f")
+            RESUME, ("    part = path", "    torch.manual_seed(run.step)\n    part = path")
         ),
     },
     "q6": {

@@ -35,11 +35,10 @@ def limit_gradient(student, teacher):
 
 FACTOR = """
 def measured_factor(term, batch, classes, temperature):
-    factors = []
-    for seed in (0, 1):
-        dice = torch.Generator().manual_seed(seed)
-        draw = 3 * torch.randn(2, batch, classes, generator=dice, dtype=torch.float64)
-        student, teacher = draw.unbind()
+    factors, dice = [], torch.Generator().manual_seed(0)
+    for scales in ((3.0, 0.3), (0.3, 3.0)):
+        draw = torch.randn(2, batch, classes, generator=dice, dtype=torch.float64)
+        student, teacher = (temperature * a * z for a, z in zip(scales, draw))
         right = vm.soft_term(student, teacher, temperature)
         factors.append(float(term(student, teacher, temperature) / right))
     if abs(factors[0] - factors[1]) > 1e-3 * abs(factors[0]):
@@ -182,9 +181,7 @@ WRONG = {
             SOFT, ("temperature * (log_q", "temperature**2 * (log_q")
         ),
         "the gradient of a sum over the batch": swapped(SOFT, (" / len(student)", "")),
-        "teacher and student changed over": swapped(
-            SOFT, ("(log_q.exp() - p)", "(p - log_q.exp())")
-        ),
+        "teacher and student swapped": swapped(SOFT, ("(log_q.exp() - p)", "(p - log_q.exp())")),
         "softmax, then a logarithm": swapped(
             SOFT,
             (
@@ -203,6 +200,23 @@ def soft_loss_and_gradient(student, teacher, temperature):
     loss.backward()
     return loss.detach(), student.grad
 """,
+        "autograd switched on again": """
+def soft_loss_and_gradient(student, teacher, temperature):
+    with torch.enable_grad():
+        z = student.clone().requires_grad_()
+        q, p = ((logits / temperature).log_softmax(1) for logits in (z, teacher))
+        loss = temperature**2 * torch.where(p > -math.inf, p.exp() * (p - q), 0.0).sum(1).mean()
+        (gradient,) = torch.autograd.grad(loss, z)
+    return loss.detach(), gradient
+""",
+        "always in double precision": swapped(
+            SOFT, ("(student / temperature)", "(student.double() / temperature)")
+        ),
+        "always in single precision": swapped(
+            SOFT,
+            ("(student / temperature)", "(student.float() / temperature)"),
+            ("(teacher / temperature)", "(teacher.float() / temperature)"),
+        ),
     },
     "q2": {
         "measured with the factor in it": swapped(
@@ -216,6 +230,9 @@ def soft_loss_and_gradient(student, teacher, temperature):
         "the limit without the classes": swapped(POWER, ("/ (K * B)", "/ B")),
         "the limit without the batch": swapped(POWER, ("/ (K * B)", "/ K")),
         "the rows' means left in": swapped(POWER, ("(gap - gap.mean(dim=1, keepdim=True))", "gap")),
+        "the limit in single precision": swapped(
+            POWER, ("gap = student - teacher", "gap = (student - teacher).float()")
+        ),
     },
     "q3": {
         "the ratio the other way round": swapped(
@@ -230,8 +247,16 @@ def soft_loss_and_gradient(student, teacher, temperature):
             FACTOR, ("term(student, teacher, temperature)", "term(student, teacher, 3.0)")
         ),
         "one draw tells nothing about the next": swapped(
-            FACTOR, ("for seed in (0, 1)", "for seed in (0, 0)")
+            FACTOR,
+            ("for scales in ((3.0, 0.3), (0.3, 3.0))", "for scales in ((3.0, 0.3),)"),
+            ("factors[1]", "factors[-1]"),
         ),
+        "two draws of one kind": swapped(
+            FACTOR,
+            ("((3.0, 0.3), (0.3, 3.0))", "((1.0, 1.0), (1.0, 1.0))"),
+            ("temperature * a * z", "a * z"),
+        ),
+        "a swapped pair is taken as it comes": swapped(FACTOR, ("> 1e-3 *", "> 1e3 *")),
         "what the code's weight should be": swapped(
             FACTOR,
             (
@@ -261,6 +286,9 @@ def soft_loss_and_gradient(student, teacher, temperature):
             TOKEN, ("    with torch.no_grad():\n        tokens", "    if True:\n        tokens")
         ),
         "left in evaluation mode": swapped(TOKEN, ("    model.train(training)\n", "")),
+        "only its own flag is put back": swapped(
+            TOKEN, ("    model.train(training)\n", "    model.training = training\n")
+        ),
         "an average of softmaxes": swapped(
             TOKEN, ("(own + distil) / 2", "(own.softmax(1) + distil.softmax(1)) / 2")
         ),
@@ -288,7 +316,7 @@ def soft_loss_and_gradient(student, teacher, temperature):
         "without the control": swapped(
             TABLE, ("    h = h - (differ(twin, control) - differ(student, control))\n", "")
         ),
-        "student and twin changed over": swapped(
+        "student and twin swapped": swapped(
             TABLE, ("return h.mean().item()", "return -h.mean().item()")
         ),
         "errors added as if the answers were independent": swapped(
@@ -309,7 +337,7 @@ def soft_loss_and_gradient(student, teacher, temperature):
         "no copy": swapped(FROZEN, ("copy.deepcopy(model)", "model")),
         "its weights still ask for gradients": swapped(FROZEN, (".requires_grad_(False)", "")),
         "gradients reach the pictures": swapped(FROZEN, ("    @torch.no_grad()\n", "")),
-        "the units changed over": swapped(
+        "the units swapped": swapped(
             FROZEN,
             (
                 "images * channels(std) + channels(mean)",
@@ -318,6 +346,13 @@ def soft_loss_and_gradient(student, teacher, temperature):
             (
                 "(pixels - channels(self.mean)) / channels(self.std)",
                 "(pixels - channels(mean)) / channels(std)",
+            ),
+        ),
+        "the student's pictures are changed in place": swapped(
+            FROZEN,
+            (
+                "pixels = images * channels(std) + channels(mean)",
+                "pixels = images.mul_(channels(std)).add_(channels(mean))",
             ),
         ),
         "the student's units kept": swapped(
@@ -334,6 +369,10 @@ def soft_loss_and_gradient(student, teacher, temperature):
         "another augmentation for the teacher": swapped(
             LOOP, ("taught = teacher(x)", "taught = teacher(augment(images[ids], generator))")
         ),
+        "a teacher without weight is not asked": swapped(
+            LOOP,
+            ("taught = teacher(x)", "taught = teacher(x) if weight else torch.zeros(len(x), 4)"),
+        ),
         "the teacher in training mode": swapped(
             LOOP, ("    teacher.eval()\n", "    teacher.train()\n")
         ),
@@ -344,12 +383,12 @@ def soft_loss_and_gradient(student, teacher, temperature):
                 "own = distilled = given[0] if isinstance(given, tuple) else given",
             ),
         ),
-        "the heads' masters changed over": swapped(
+        "the heads' masters swapped": swapped(
             LOOP, ("own, distilled = given if", "distilled, own = given if")
         ),
         "a mean over the classes": swapped(LOOP, (".sum(dim=1).mean()", ".mean()")),
         "τ² forgotten": swapped(LOOP, ("temperature**2 * (p.exp()", "(p.exp()")),
-        "the weights changed over": swapped(
+        "the weights swapped": swapped(
             LOOP,
             (
                 "(1 - weight) * F.cross_entropy(own, labels[ids]) + weight * term",

@@ -230,6 +230,19 @@ def distance_in(attn, grid, patch_size, num_prefix_tokens, renormalize):
         "empty queries left out in both conventions": _distance(
             kept="far.sum((1, 3)) / (patches.sum(-1) > 0).sum((1, 3))"
         ),
+        "attn is changed in place": """
+def distance_in(attn, grid, patch_size, num_prefix_tokens, renormalize):
+    places = torch.cartesian_prod(*(torch.arange(n) for n in grid)) * torch.tensor(patch_size)
+    pixels = torch.cdist(places.float(), places.float())
+    patches = attn[..., num_prefix_tokens:, num_prefix_tokens:]
+    if renormalize:
+        patches /= patches.sum(-1, keepdim=True)
+        return (patches * pixels).sum(-1).nanmean((1, 3))
+    return (patches * pixels).sum(-1).mean((1, 3))
+""",
+        "distances of whole numbers": _distance(scale="torch.tensor(patch_size)").replace(
+            "places.float(), places.float()", "places, places"
+        ),
         "a mean over the keys": _distance(kept="(patches * pixels).mean((1, 3, 4))"),
         "a ratio of means": _distance(
             divide="far", mean="far.sum((1, 3)) / patches.sum((1, 3, 4))"
@@ -259,6 +272,15 @@ def is_right(function):
     except (AttributeError, ValueError):
         return False
 """,
+        "the library is the judge, inside a try": """
+def is_right(function):
+    try:
+        table = torch.randn(1, 8, 5)
+        got, target = function(table, (2, 3), 2), vm.position_similarity(table, (2, 3), 2)
+        return got.shape == target.shape and torch.allclose(got.float(), target, atol=1e-4)
+    except Exception:
+        return False
+""",
         "a tensor in place of a bool": _judge().replace("return True", "return torch.tensor(True)"),
         "positions of length 1": _judge(lengths="1.0"),
         "square grids, one prefix token": _judge(inputs="((3, 3), 1), ((2, 2), 1)"),
@@ -276,7 +298,9 @@ def is_right(function):
     ones = torch.ones(6, dtype=maps.dtype)
     return bool(torch.allclose(maps, maps.T) and torch.allclose(maps.diagonal(), ones))
 """,
-        "float32 only": _judge(same="got.dtype == target.dtype and torch.allclose(got, target)"),
+        "float32 only": _judge(same="(got.dtype == target.dtype and torch.allclose(got, target))"),
+        "two types in one comparison": _judge(same="torch.allclose(got, target, atol=1e-4)"),
+        "positive numbers only": _judge().replace("torch.randn", "torch.rand"),
         "the first tile only": _judge(
             same="torch.allclose(got[0, 0].to(target.dtype), target[0, 0], rtol=0, atol=1e-4)"
         ),
@@ -286,6 +310,17 @@ def is_right(function):
 def rebuild_kernel(weight, share):
     first = vm.patch_filters(weight, 2).flatten(1)
     return 2, (weight.detach().flatten(1) @ first.T @ first).reshape(weight.shape)
+""",
+        "k is a tensor": _kernel(k="(explained < share).sum() + 1"),
+        "weight is changed in place": """
+def rebuild_kernel(weight, share):
+    filters = weight.detach().flatten(1)
+    mean = filters.mean(dim=0)
+    filters -= mean
+    _, s, directions = torch.linalg.svd(filters.double(), full_matrices=False)
+    k = int((s.square().cumsum(0) / s.square().sum() < share).sum()) + 1
+    first = directions[:k].float()
+    return k, (mean + filters @ first.T @ first).reshape(weight.shape)
 """,
         "the mean filter stays": _kernel(mean="0 * filters.mean(dim=0)"),
         "each filter's own mean": _kernel(mean="filters.mean(dim=1, keepdim=True)"),
@@ -319,6 +354,12 @@ def resize_table(pos_embed, old_grid, new_grid, num_prefix_tokens, corners):
         "bilinear without aligned corners": _table(corners='mode="bilinear"'),
         "float32 comes back": _table(back="picture.flatten(2).transpose(1, 2)"),
         "it does not look whether the grid fits": _table(check="pass"),
+        "it does not look when the grid stays": _table(
+            check='if tuple(old_grid) != tuple(new_grid): raise ValueError("does not fit")'
+        ),
+        "pos_embed is changed in place": _table(
+            split="pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:].mul_(1.001)"
+        ),
         "a square by its root": """
 def resize_table(pos_embed, old_grid, new_grid, num_prefix_tokens, corners):
     side = int((pos_embed.shape[1] - num_prefix_tokens) ** 0.5)

@@ -60,6 +60,24 @@ WRONG = {
         "chosen for a condition that is not there": _results(
             'record["chosen_on_validation"]["learning rate"]["chosen"] = {"sincos": 0.01}'
         ),
+        "one value tried twice": _results(
+            'record["chosen_on_validation"]["learning rate"]["tried"] = [0.01, 0.01]'
+        ),
+        "values tried as a tensor": _results(
+            'record["chosen_on_validation"]["learning rate"]["tried"] = torch.tensor([0.01, 0.03])'
+        ),
+        "chosen as text": _results(
+            'record["chosen_on_validation"]["learning rate"]["chosen"] = {"none": "0.01"}'
+        ),
+        "a condition named by a pair": _results(
+            'record["conditions"]["none", 100] = record["conditions"].pop("none")'
+        ),
+        "a condition named by a number": _results(
+            'record["conditions"][100] = record["conditions"].pop("none")'
+        ),
+        "a metric without words": _results('record["metric"] = " "'),
+        "a paper without a place": _results('record["claim"] = "Dosovitskiy et al. 2021"'),
+        "more kept, as tensors": _results('record["losses"] = {"none": torch.ones(3)}'),
         "no question": _results('record["question"] = "Positions matter."'),
         "a claim from nowhere": _results('record["claim"] = "the ViT paper"'),
         "nothing chosen is said by None": _results('record["chosen_on_validation"] = None'),
@@ -68,6 +86,8 @@ WRONG = {
 def experiment():
     results = {"claim": "Dosovitskiy et al. 2021, Table 8"}
 """,
+        "a range of seeds": _results('first["seeds"] = range(3)'),
+        "seeds as floats": _results('first["seeds"] = [0.0, 1.0, 2.0]'),
         "seeds as text": _results('first["seeds"] = ["a", "b", "c"]'),
     },
 }

@@ -206,8 +206,16 @@ def soft_loss_and_gradient(student, teacher, temperature):
         z = student.clone().requires_grad_()
         q, p = ((logits / temperature).log_softmax(1) for logits in (z, teacher))
         loss = temperature**2 * torch.where(p > -math.inf, p.exp() * (p - q), 0.0).sum(1).mean()
-        (gradient,) = torch.autograd.grad(loss, z)
-    return loss.detach(), gradient
+        loss.backward()
+    return loss.detach(), z.grad
+""",
+        "left to torch.func": """
+def soft_loss_and_gradient(student, teacher, temperature):
+    def loss(z):
+        q, p = ((logits / temperature).log_softmax(1) for logits in (z, teacher))
+        return temperature**2 * torch.where(p > -math.inf, p.exp() * (p - q), 0.0).sum(1).mean()
+
+    return loss(student), torch.func.grad(loss)(student)
 """,
         "always in double precision": swapped(
             SOFT, ("(student / temperature)", "(student.double() / temperature)")

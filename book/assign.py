@@ -16,8 +16,8 @@ An assignment is MyST text, like a chapter. Its cells say what they are:
     ---
     +++ {"answer": "q6", "points": 8}            an answer in words, marked by a person
 
-The head may hold `rules` of its own, where those of `RULES` do not fit. nbgrader makes what students
-get of it: without solutions, hidden tests and marking schemes.
+The head may hold `rules` of its own, where those of `RULES` do not fit. nbgrader makes what
+students get of it: without solutions, hidden tests and marking schemes.
 """
 
 from __future__ import annotations

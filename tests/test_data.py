@@ -23,9 +23,10 @@ import vitmini as vm
 from vitmini.augment import random_flip
 from vitmini.data import describe_data, fits_on, mean_and_std
 from vitmini.folders import list_pictures, read_pictures
-from vitmini.pictures import photo_windows, read_image
+from vitmini.pictures import read_image
 from vitmini.records import save_result, summarize
 from vitmini.runs import data_digest
+from vitmini.siblings import photo_windows
 
 
 def test_digits_are_scikit_learns_stratified_split(digits):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -103,31 +102,6 @@ def load_photo(name: str = "flower", size: int = 224) -> Tensor:
     left, top = (photo.width - side) // 2, (photo.height - side) // 2
     square = photo.crop((left, top, left + side, top + side))
     return torch.from_numpy(_to_array(square.resize((size, size), Image.Resampling.LANCZOS)))
-
-
-def photo_windows(
-    count: int, size: int, scales: Sequence[float] = (2, 3, 4, 5, 6), seed: int = 0
-) -> Tensor:
-    """Cut square windows of several scales out of the three photographs, in turn.
-
-    Shapes: returns uint8 (count, 3, size, size); with a scale of 2, a window shows a quarter of
-        the photograph.
-    Raises: `ValueError` for a count or size that is not positive, no scales, or one below 1.
-    Chapter: 11
-    """
-    for name, value in (("count", count), ("size", size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive int, got {value!r}")
-    if not len(scales) or not all(1 <= scale < float("inf") for scale in scales):
-        raise ValueError(f"scales must be one or more numbers, 1 or larger, got {scales!r}")
-    generator = torch.Generator().manual_seed(seed)
-    windows = []
-    for i in range(count):
-        side = int(size * scales[i % len(scales)])
-        photo = load_photo(("cat", "flower", "china")[i % 3], side)
-        top, left = torch.randint(side - size + 1, (2,), generator=generator).tolist()
-        windows.append(photo[:, top : top + size, left : left + size])
-    return torch.stack(windows)
 
 
 def _formats() -> list[str]:

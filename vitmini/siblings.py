@@ -6,6 +6,7 @@ Chapter: 11.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from vitmini.data import ImageData, describe_data, first_images, load_data
 from vitmini.inside import rounded
 from vitmini.inspection import attention_maps, cls_attention, measure_attention_distance
 from vitmini.model import ViT
-from vitmini.pictures import photo_windows
+from vitmini.pictures import load_photo
 from vitmini.pretrained import load_card, load_pretrained
 from vitmini.profiles import Profile
 from vitmini.recipes import RECIPES, TrainConfig
@@ -118,6 +119,31 @@ def measure_heads(model: ViT, images: Tensor) -> dict[str, Any]:
         views = [view / view.sum(-1, keepdim=True) for view in views]  # (L, B, H, N)
         found["shared"] = rounded(torch.minimum(*views).sum(-1).mean((1, 2)), 4)
     return found
+
+
+def photo_windows(
+    count: int, size: int, scales: Sequence[float] = (2, 3, 4, 5, 6), seed: int = 0
+) -> Tensor:
+    """Cut square windows of several scales out of the three photographs, in turn.
+
+    Shapes: returns uint8 (count, 3, size, size); with a scale of 2, a window shows a quarter of
+        the photograph.
+    Raises: `ValueError` for a count or size that is not positive, no scales, or one below 1.
+    Chapter: 11
+    """
+    for name, value in (("count", count), ("size", size)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a positive int, got {value!r}")
+    if not len(scales) or not all(1 <= scale < float("inf") for scale in scales):
+        raise ValueError(f"scales must be one or more numbers, 1 or larger, got {scales!r}")
+    generator = torch.Generator().manual_seed(seed)
+    windows = []
+    for i in range(count):
+        side = int(size * scales[i % len(scales)])
+        photo = load_photo(("cat", "flower", "china")[i % 3], side)
+        top, left = torch.randint(side - size + 1, (2,), generator=generator).tolist()
+        windows.append(photo[:, top : top + size, left : left + size])
+    return torch.stack(windows)
 
 
 def _measure(plan: Plan, kind: str, seed: int, folder: Path, data: ImageData) -> dict[str, Any]:

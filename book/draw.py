@@ -599,7 +599,7 @@ def interpolation() -> None:
         show(axes, vm.load_photo("cat", 4 * cells), x, 6, height, height)
         grid(axes, x, 6, height, cells)
         alike = maps[row, column].reshape(1, cells, cells)
-        show(axes, alike, x + 18, 6, height, height, cmap="viridis", vmax=1)
+        show(axes, alike, x + 18, 6, height, height, cmap="PuOr", vmin=-1, vmax=1)
         for left in (x, x + 18):
             step = height / cells
             place = (left + column * step, 6 + height - (row + 1) * step)

@@ -285,6 +285,37 @@ def test_explorers_of_maps_answer_to_a_finger(phone):
             assert slider.bounding_box()["height"] >= 24 and right - left >= 24
 
 
+def swipe(page, start, end, steps=12):
+    """A finger that touches `start`, moves to `end` and leaves, as the device reports it."""
+    device = page.context.new_cdp_session(page)
+    for i in range(steps + 1):
+        x, y = (a + (b - a) * i / steps for a, b in zip(start, end, strict=True))
+        kind = "touchMove" if i else "touchStart"
+        device.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [{"x": x, "y": y}]})
+    device.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    device.detach()
+
+
+def test_a_finger_drags_sideways_over_a_map_and_scrolls_past_it(phone):
+    address = phone.page.url
+    for figure, words, sliders, canvases in explorers(phone):
+        canvas = canvases[-1]
+        canvas.evaluate("e => e.scrollIntoView({block: 'center'})")
+        box, columns = canvas.bounding_box(), int(sliders[-1].get_attribute("max")) + 1
+        y = box["y"] + box["height"] / 2
+        left, right = ((box["x"] + box["width"] * f, y) for f in (0.02, 0.98))
+        for start, end, column in ((left, right, columns), (right, left, 1)):
+            swipe(phone.page, start, end)
+            assert f", column {column} " in words.inner_text(), "a drag chooses where it ends"
+        before, top = words.inner_text(), phone.page.evaluate("scrollY")
+        middle = box["x"] + box["width"] / 2
+        swipe(phone.page, (middle, y + 60), (middle, y - 140))
+        phone.page.wait_for_timeout(300)
+        assert phone.page.evaluate("scrollY") > top + 50, "the page scrolls"
+        assert words.inner_text() == before, "and no patch is chosen on the way"
+        assert phone.page.url == address and figure.is_visible()
+
+
 def test_the_picture_of_an_explorer_lies_below_its_frame(desk):
     for scheme in ("light", "dark"):
         desk.prefer(scheme)

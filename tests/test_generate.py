@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -99,3 +100,27 @@ def test_changed_text_asks_for_a_new_execution(course):
     chapter.write_text(chapter.read_text().replace("pixels = 224 * 224", "pixels = 224 * 225"))
     done = run(course, "--inputs")
     assert "01-patches: outputs are of an older version" in done.stdout
+
+
+def test_outputs_that_stand_are_kept_for_the_same_code_only(course):
+    """A module that changed in what a chapter does not use need not cost its execution."""
+    module = course / "vitmini" / "patches.py"
+    module.write_text(module.read_text() + "\n\ndef unused() -> None:\n    pass\n")
+    path = course / "notebooks" / "01-patches.ipynb"
+    before = path.read_bytes()
+    assert "01-patches: outputs are of an older version" in run(course, "--inputs").stdout
+    done = run(course, "--stand", "01-patches")
+    assert done.returncode == 0 and "01-patches: unchanged" in done.stdout
+    assert "02-positions: outputs are of an older version" in done.stdout
+    assert "01-patches: unchanged" in run(course, "--inputs").stdout
+    old, new = (read_outputs(content) for content in (before, path.read_bytes()))
+    assert old == new
+    text = course / "book" / "chapters" / "01-patches.md"
+    text.write_text(text.read_text().replace("torch.manual_seed(0)", "torch.manual_seed(1)", 1))
+    done = run(course, "--stand", "01-patches")
+    assert done.returncode == 2 and "01-patches has other code than was executed" in done.stderr
+    assert run(course, "--stand", "99-none").returncode == 2
+
+
+def read_outputs(content):
+    return [cell.get("outputs") for cell in json.loads(content)["cells"]]

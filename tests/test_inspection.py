@@ -1171,3 +1171,29 @@ def test_representations_that_know_nothing_of_each_other_have_no_cka():
     torch.manual_seed(0)
     assert cka(torch.randn(20_000, 4), torch.randn(20_000, 6)) < 1e-3
     assert cka(torch.randn(10, 500), torch.randn(10, 500)) > 0.9, "too few images for the width"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -0.1, float("inf")])
+def test_a_rollout_of_what_is_no_attention_is_refused(bad):
+    attn = torch.full((2, 1, 1, 3, 3), 1 / 3)
+    attn[1, 0, 0, 1, 1] = bad
+    with pytest.raises(ValueError, match="attn must hold weights: an entry is negative, NaN or"):
+        vm.attention_rollout(attn)
+
+
+def test_a_reduce_that_is_no_function_is_refused():
+    model, images = vm.create_model("vit_digits"), torch.randn(1, 1, 8, 8)
+    for look in (vm.attention_maps, vm.layer_tokens):
+        with pytest.raises(ValueError, match="reduce must be a function of a layer's tensor"):
+            look(model, images, reduce="mean")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_positions_of_whole_or_complex_numbers_are_refused(dtype):
+    table = torch.ones(1, 5, 3).to(dtype)
+    for call in (
+        lambda: vm.resize_pos_embed(table, (3, 3)),
+        lambda: vm.position_similarity(table, (2, 2)),
+    ):
+        with pytest.raises(ValueError, match="pos_embed must be floating point, got torch"):
+            call()

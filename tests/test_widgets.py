@@ -119,7 +119,7 @@ def test_words_and_colours_say_what_the_map_holds(show):
     expected = [100 * others.max().item(), 100 * maps[0, 1 + query, query].item()]
     assert values == pytest.approx(expected, abs=0.1)
     lightest = maps[0, 1 + query].argmax().item()
-    assert colour(page, lightest // 3, lightest % 3) == [0xFD, 0xE7, 0x25, 255]
+    assert colour(page, lightest // 3, lightest % 3) == [0xFC, 0xFF, 0xA4, 255]  # inferno
     assert colour(page, 0, 0, canvas=0)[3] == 0  # the picture shows through
     page.get_by_label("head", exact=True).press("ArrowRight")
     assert "second note" in words.inner_text()
@@ -165,7 +165,7 @@ def test_limits_are_the_ends_of_the_colours_and_the_unit_can_be_none(show):
     text, values = numbers(page.locator("p").inner_text())
     assert text == "The patch in row 1, column 1 resembles most row 2, column 3: #, itself: #."
     assert values == pytest.approx([maps[0, 0, 5].item(), -1.0], abs=0.01)
-    assert colour(page, 0, 0) == [0x44, 0x01, 0x54, 255]
+    assert colour(page, 0, 0) == [0x7F, 0x3B, 0x08, 255]  # PuOr: orange
     ends = page.locator("figure > div output").all_inner_texts()
     assert ends[-2:] == ["-1.00", "1.00"]
 

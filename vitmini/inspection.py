@@ -49,7 +49,8 @@ def attention_maps(
     Shapes: `images` (B, C, H, W), normalised; they are moved to the model's device and type.
         `layers` counts from 0, or from the end with negative numbers (None: all). Returns
         (L, B, heads, T, T), query before key, on the model's device; rows sum to 1. With `reduce`,
-        a function of one layer's (B, heads, T, T), its results are stacked: (L, ...).
+        a function of one layer's (B, heads, T, T), its results are stacked: (L, ...). Layers are
+        those that have an attention: where some blocks have none, they are not counted.
     Raises: `ValueError` when the model has no attention with a `qkv`, a layer does not exist, or
         one does more than this formula (a mask, rotated queries).
     Source: Dosovitskiy et al. 2021, appendix A, eq. 6.
@@ -148,6 +149,8 @@ class _Stack:
     whole: Tensor
 
     def __init__(self, layers: Any, count: int, reduce: Reduce | None):
+        if reduce is not None and not callable(reduce):
+            raise ValueError(f"reduce must be a function of a layer's tensor, got {reduce!r}")
         self.wanted, self.reduce = _choose(layers, count), reduce
         self.missing = list(dict.fromkeys(self.wanted))
 
@@ -439,11 +442,13 @@ def attention_rollout(attn: Tensor) -> Tensor:
     matrices are multiplied from the first layer up.
     Shapes: `attn` (L, B, heads, T, T) -> (B, T, T), rows that sum to 1, in float32 at least: row i
         says how much of each input token the last layer's token i holds.
-    Raises: `ValueError` when `attn` has another shape.
+    Raises: `ValueError` when `attn` has another shape, or an entry is negative or not finite.
     Source: Abnar & Zuidema 2020, section 3; Dosovitskiy et al. 2021, Figure 6 and appendix D.8.
     Chapter: 11
     """
     _check_attention(attn)
+    if not (attn.isfinite().all() and attn.min() >= 0):
+        raise ValueError("attn must hold weights: an entry is negative, NaN or infinite")
     wide = torch.promote_types(attn.dtype, torch.float32)
     T = attn.shape[-1]
     eye = torch.eye(T, dtype=wide, device=attn.device)

@@ -666,10 +666,13 @@ def head_distances(
     3 x 3 patches around; `top` is the largest distance to show.
     Chapter: 11.
     """
-    columns = len(distances)
-    figure, grid = _new(1, columns, (2.7 * max(columns, 2) + 0.4, 3.3), sharey=True)
+    columns = min(len(distances), 2)  # more beside each other cannot be read on a phone
+    rows = -(-len(distances) // columns)
+    figure, grid = _new(rows, columns, (5.8, 2.7 * rows + 0.6), sharey=True)
+    for axes in grid.flat[len(distances) :]:
+        axes.set_axis_off()
     largest = max([uniform, *(d.max().item() for d in distances.values())])
-    for axes, (title, values) in zip(grid[0], distances.items(), strict=True):
+    for axes, (title, values) in zip(grid.flat, distances.items(), strict=False):
         layers = range(1, len(values) + 1)
         axes.axhline(uniform, color=GREY, linestyle="--", linewidth=1.2, label="uniform")
         if near:
@@ -679,7 +682,7 @@ def head_distances(
         axes.plot(layers, values.mean(dim=1).cpu(), "-", color=ORANGE, label="mean of the heads")
         axes.set(title=title, xlabel="layer", ylim=(0, 1.08 * max(top, largest)))
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    grid[0][0].set_ylabel("mean attention distance (px)")
+    figure.supylabel("mean attention distance (px)", fontsize=11)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
     return figure

@@ -273,7 +273,7 @@ def split_prefix(
     """Part an embedding into the rows of its prefix tokens and those of its patches.
 
     Shapes: `pos_embed` (1, T, D) or (T, D) -> (prefix, D) and (N, D).
-    Raises: `ValueError` when T is not prefix + rows * columns.
+    Raises: `ValueError` when T is not prefix + rows * columns, or it is not floating point.
     Chapter: 2
     """
     rows, columns = grid
@@ -284,6 +284,8 @@ def split_prefix(
             f"pos_embed must be a tensor (1, {num_prefix} + {rows * columns}, D) for a grid of "
             f"{rows}x{columns} patches and {num_prefix} prefix tokens, got {shape}"
         )
+    if not pos_embed.is_floating_point():  # whole numbers would be cut off, imaginary parts lost
+        raise ValueError(f"pos_embed must be floating point, got {pos_embed.dtype}")
     tokens = pos_embed.reshape(shape[-2], shape[-1])
     return tokens[:num_prefix], tokens[num_prefix:]
 

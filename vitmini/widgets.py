@@ -166,6 +166,7 @@ def map_explorer(
         raise ValueError(f"start must hold a position of each of the choices, got {start}")
     values = maps.detach().double().cpu()
     low, high = limits or (0.0, 0.0)
+    colours = _SIGNED if low == -high != 0 else _COLOURS
     tops = values.amax(dim=2) if limits is None else torch.full(values.shape[:2], high)
     spans = (tops - low).clamp(min=1e-12)[..., None]
     levels = ((values - low) / spans * 255).round().clamp(0, 255).to(torch.uint8)
@@ -182,7 +183,7 @@ def map_explorer(
         "notes": list(notes),
         "unit": unit,
         "relation": relation,
-        "colours": _COLOURS,
+        "colours": colours,
     }
     sliders = [(c.name, list(c.values), i) for c, i in zip(choices, start, strict=True)]
     sliders += [("row", [str(i + 1) for i in range(rows)], rows // 2)]
@@ -194,7 +195,7 @@ def map_explorer(
             f'<label for="{name}-from">from</label><select id="{name}-from" style="font:inherit;'
             f'max-width:100%">{asked}</select><span></span>{controls}'
         )
-    pane = '<div style="position:relative;flex:1 1 8em;max-width:18em;touch-action:manipulation">'
+    pane = f'<div style="position:relative;flex:1 1 8em;max-width:18em;{_TOUCH}">'
     canvas = '<canvas role="img" style="width:100%;cursor:crosshair;image-rendering:pixelated;'
     panes = f'{pane}{canvas}display:block"></canvas></div>'
     if image is not None:
@@ -212,8 +213,7 @@ def map_explorer(
         f'gap:0 .8em;align-items:center">{controls}</div>'
         f'<div style="display:flex;gap:.8em;max-width:37em">{panes}</div>'
         '<div style="display:flex;gap:.5em;align-items:center;margin:.3em 0"><output></output>'
-        f'<span style="flex:0 1 10em;height:.8em;background:linear-gradient(to right,{_BAR})">'
-        "</span><output></output></div>"
+        f'<span style="flex:0 1 10em;height:.8em;{_bar(colours)}"></span><output></output></div>'
         '<p aria-live="polite" style="margin:.4em 0;min-height:3em"></p>'
         f"<script>({_EXPLORE})(document.currentScript.parentElement,{_in_script(program)})</script>"
         "</figure>"
@@ -291,17 +291,28 @@ def _slider(name: str, label: str, words: list[str], at: int, count: int = 0) ->
     )
 
 
+def _bar(colours: str) -> str:
+    stops = ",".join(f"#{colour}" for colour in colours.split())
+    return f"background:linear-gradient(to right,{stops})"
+
+
 def _in_script(values: Any) -> str:
     """JSON that may stand in a script: no end of one can be in it."""
     return json.dumps(values, separators=(",", ":")).replace("<", "\\u003c")
 
 
-# Viridis in 16 steps: readable for the colour-blind, and in grey.
+# A finger that moves sideways chooses a patch, one that moves up or down scrolls the page.
+_TOUCH = "touch-action:pan-y pinch-zoom"
+# Readable for the colour-blind: what cannot be negative, as in the figures of attention (inferno,
+# in 16 steps); and what can, with white at 0, as in those of cosines (PuOr, in 17).
 _COLOURS = (
-    "440154 481a6c 472f7d 414487 39568c 31688e 2a788e 23888e 1f988b 22a884 35b779 54c568 7ad151 "
-    "a5db36 d2e21b fde725"
+    "000004 0c0826 240c4f 420a68 5d126e 781c6d 932667 ae305c c73e4c dd513a ed6925 f8850f fca50a "
+    "fac62d f2e661 fcffa4"
 )
-_BAR = ",".join(f"#{colour}" for colour in _COLOURS.split())
+_SIGNED = (
+    "7f3b08 a04d07 be630a db7d12 ef9e3c fdbd6e fed7a2 fbe9cf f6f6f7 e3e4ef cecde4 b6b0d4 988dbe "
+    "7967a6 5d3790 44176f 2d004b"
+)
 _EXPLORE = """
 function (figure, d) {
   const canvases = [...figure.querySelectorAll('canvas')], words = figure.querySelector('p');
@@ -356,8 +367,12 @@ function (figure, d) {
     draw();
   }
   for (const canvas of canvases) {
-    canvas.addEventListener('pointerdown', point);
+    canvas.addEventListener('pointerdown', event => {
+      canvas.setPointerCapture(event.pointerId);
+      if (event.pointerType !== 'touch') point(event);  // a finger may only want to scroll
+    });
     canvas.addEventListener('pointermove', event => { if (event.buttons) point(event); });
+    canvas.addEventListener('click', point);
   }
   for (const control of [...sliders, ...(chooser ? [chooser] : [])])
     control.addEventListener('input', draw);
@@ -435,7 +450,7 @@ def resolution_explorer(
         "before": [[known.get(name, {}).get(size) for size in sizes] for name in PUBLISHED],
         "after": [tuned.get(size) for size in sizes],
         "pictures": [base64.b64encode(encode_picture(_scaled(image, s))).decode() for s in sizes],
-        "colours": _COLOURS,
+        "colours": _SIGNED,
     }
     at = sizes.index(start) if start in sizes else 0
     if start is None and side * patch in sizes:
@@ -453,7 +468,7 @@ def resolution_explorer(
         _slider(f"{name}-{i}", told, given, place, count)
         for i, (told, given, place, count) in enumerate(sliders)
     )
-    pane = '<div style="position:relative;flex:1 1 8em;max-width:18em;touch-action:manipulation">'
+    pane = f'<div style="position:relative;flex:1 1 8em;max-width:18em;{_TOUCH}">'
     canvas = '<canvas role="img" style="width:100%;cursor:crosshair;image-rendering:pixelated;'
     alt = html.escape(f"{label} The picture at the size that the slider says.")
     return Html(
@@ -467,8 +482,7 @@ def resolution_explorer(
         f'{canvas}position:absolute;inset:0;height:100%"></canvas></div>'
         f'{pane}{canvas}display:block"></canvas></div></div>'
         '<div style="display:flex;gap:.5em;align-items:center;margin:.3em 0"><output></output>'
-        f'<span style="flex:0 1 10em;height:.8em;background:linear-gradient(to right,{_BAR})">'
-        "</span><output></output></div>"
+        f'<span style="flex:0 1 10em;height:.8em;{_bar(_SIGNED)}"></span><output></output></div>'
         '<p aria-live="polite" style="margin:.4em 0;min-height:5em"></p>'
         '<svg role="img" viewBox="0 0 360 150" style="width:100%;max-width:28em"></svg>'
         f"<script>({_RESOLVE})(document.currentScript.parentElement,{_in_script(program)})</script>"
@@ -541,7 +555,7 @@ function (figure, d) {
       for (let k = 0; k < D; k++) sum += all[p * D + k] * all[patch * D + k];
       alike.push(sum);
     }
-    const low = Math.min(0, ...alike);
+    const low = -1;
     let best = -1;
     alike.forEach((v, p) => { if (p !== patch && (best < 0 || v > alike[best])) best = p; });
     const place = p => 'row ' + (Math.floor(p / n) + 1) + ', column ' + (p % n + 1);
@@ -555,7 +569,7 @@ function (figure, d) {
       was === null ? 'not measured with this convention' : share(was) + ' as it is',
       ...is === null ? [] : [share(is) + ' after an epoch at this size']].join(', ') + '.';
     words.textContent = text;
-    ends[0].value = low.toFixed(2); ends[1].value = '1.00';
+    ends[0].value = '-1.00'; ends[1].value = '1.00';
     const step = pixels / n;
     canvases.forEach((canvas, k) => {
       canvas.width = canvas.height = pixels;
@@ -616,8 +630,12 @@ function (figure, d) {
     draw();
   }
   for (const canvas of canvases) {
-    canvas.addEventListener('pointerdown', point);
+    canvas.addEventListener('pointerdown', event => {
+      canvas.setPointerCapture(event.pointerId);
+      if (event.pointerType !== 'touch') point(event);  // a finger may only want to scroll
+    });
     canvas.addEventListener('pointermove', event => { if (event.buttons) point(event); });
+    canvas.addEventListener('click', point);
   }
   for (const slider of sliders) slider.addEventListener('input', draw);
   draw();

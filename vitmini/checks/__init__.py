@@ -100,9 +100,11 @@ def own_work(*names: str) -> Iterator[None]:
 
     `names` are functions or classes of vitmini ("patches.patchify"), or functions of PyTorch
     ("torch.nn.functional.cross_entropy"). It helps against a shortcut, not against ill will.
-    Raises: `WrongAnswer` in the call; `ValueError` for a name that does not exist.
+    Raises: `WrongAnswer` in the call, and again at the end where the answer's own `try` took the
+        first one; `ValueError` for a name that does not exist.
     """
     refused: dict[Any, str] = {}
+    before = len(_refusals)
     with ExitStack() as stack:
         for name in names:
             path, _, last = (name if name.startswith("torch.") else f"vitmini.{name}").rpartition(
@@ -121,14 +123,24 @@ def own_work(*names: str) -> Iterator[None]:
                 stack.callback(setattr, found, "__code__", found.__code__)
                 found.__code__ = _refuse(name).__code__
         stack.enter_context(_RefuseTorch(refused))
-        yield
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, WrongAnswer) or len(_refusals) == before:
+                raise
+    if len(_refusals) > before:
+        raise WrongAnswer(_refusals[before])
+
+
+_refusals: list[str] = []  # what was refused so far, also when nobody was told
 
 
 def _refuse(name: str) -> Callable[..., Any]:
     names: dict[str, Any] = {}
     message = f"write this yourself: {name} is not to be used in this question"
     # a function without a closure, so that another one may take its code
-    lines = ["from vitmini.checks import WrongAnswer", f"raise WrongAnswer({message!r})"]
+    lines = ["from vitmini.checks import WrongAnswer, _refusals"]
+    lines += [f"_refusals.append({message!r})", "raise WrongAnswer(_refusals[-1])"]
     exec("\n    ".join(["def refuse(*_, **__):", *lines]), names)
     return names["refuse"]
 

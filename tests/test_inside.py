@@ -177,6 +177,8 @@ def test_siblings_runs_in_seconds_and_measures_what_the_library_says(tmp_path, m
         assert distance.min() > 0 and distance.max() < 8.5  # on 4 x 4 patches of 2
         assert not torch.equal(distance[0], distance[1]), "no seed is another one's copy"
         assert len(metrics[f"test_accuracy_{kind}"]["values"]) == 2
+        by_layer = torch.tensor([metrics[f"distance_test_{kind}_{n}"]["values"] for n in (1, 2)])
+        assert torch.allclose(by_layer, distance.mean(-1).T, atol=1e-3)
     shared = torch.tensor(curves["shared_test_distilled"])
     assert shared.shape == (2, 2) and shared.min() > 0 and shared.max() <= 1
     assert "shared_test_plain" not in curves and "distance_photos_plain" not in curves

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -88,8 +89,12 @@ def siblings(profile: Profile) -> dict[str, Any]:
     for kind, rows in found.items():
         metrics[f"test_accuracy_{kind}"] = summarize([row["test_accuracy"] for row in rows])
         for key in rows[0]:
-            if key not in ("test_accuracy", "seconds"):
-                curves[f"{key}_{kind}"] = [row[key] for row in rows]
+            if key in ("test_accuracy", "seconds"):
+                continue
+            curves[f"{key}_{kind}"] = [row[key] for row in rows]
+            if key.startswith("distance"):  # by layer, the mean of its heads
+                for layer, means in enumerate(zip(*(_means(r[key]) for r in rows), strict=True), 1):
+                    metrics[f"{key}_{kind}_{layer}"] = summarize(means)
     spent = teacher["seconds"] + sum(row["seconds"] for rows in found.values() for row in rows)
     words = (
         f"{describe_data(plan.teacher.data)}: {len(data.train_labels):,} training images, "
@@ -173,6 +178,10 @@ def _measure(plan: Plan, kind: str, seed: int, folder: Path, data: ImageData) ->
         for key, value in measure_heads(model, images).items()
     }
     return {"test_accuracy": round(accuracy, 4), "seconds": round(spent, 1)} | looks
+
+
+def _means(layers: Sequence[Sequence[float]]) -> list[float]:
+    return [round(fmean(heads), 3) for heads in layers]
 
 
 def _teacher(plan: Plan, folder: Path, data: ImageData) -> dict[str, float]:

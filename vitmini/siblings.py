@@ -35,14 +35,14 @@ class Plan:
     """Recipes of a `plain` ViT, of its `distilled` sibling, and of the `teacher` of the latter.
 
     `embedded` names the models that stand for seed 0, by what they are; it is empty where seed 0
-    is trained like the others. `count` is the number of training images.
+    is trained like the others. `count` is the number of training images (None: all, in their order).
     Chapter: 11
     """
 
     teacher: TrainConfig
     models: dict[str, TrainConfig]
     embedded: dict[str, str]
-    count: int
+    count: int | None
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
@@ -62,8 +62,8 @@ def plan_siblings(profile: Profile) -> Plan:
     embedded = {"plain": "vit_cifar_mini", "distilled": "vit_cifar_mini_distilled"}
     teacher = RECIPES[teacher_name]
     if profile.name == "cpu":
-        return Plan(teacher, models, embedded, 50_000, (0, 1))  # an hour a run
-    return Plan(teacher, models, {}, 50_000)
+        return Plan(teacher, models, embedded, None, (0, 1))  # an hour a run
+    return Plan(teacher, models, {}, None)
 
 
 def siblings(profile: Profile) -> dict[str, Any]:
@@ -75,7 +75,8 @@ def siblings(profile: Profile) -> dict[str, Any]:
     weights from there.
     """
     plan = plan_siblings(profile)
-    data = first_images(load_data(plan.teacher.data), plan.count).to(profile.device)
+    data = load_data(plan.teacher.data)
+    data = (data if plan.count is None else first_images(data, plan.count)).to(profile.device)
     found: dict[str, list[dict[str, Any]]] = {}
     with experiment_folder("siblings", profile) as folder:
         for seed in plan.seeds:

@@ -184,9 +184,9 @@ class Digits(TrainConfig):
 
 @dataclass(frozen=True)
 class Cifar10Mini(TrainConfig):
-    """CIFAR-10 on a CPU: 62.6% of the test images after 10 epochs, with 0.31 million parameters.
+    """CIFAR-10 on a CPU: 62.3% ± 0.3% of the test images after 10 epochs, 0.31 million parameters.
 
-    One seed, on the JPEG copy, on one busy CPU thread: `vitmini/weights/vit_cifar_mini.json`.
+    Two seeds, on the JPEG copy, on one busy CPU thread: `book/results/siblings.json`.
     Chapter: 7
     """
 
@@ -335,8 +335,9 @@ class Cifar10TinyDistilled(Cifar10Tiny):
 
 @dataclass(frozen=True)
 class Cifar10ResNetMini(Cifar10Mini):
-    """A small ResNet for CIFAR-10 on a CPU, the teacher of `cifar10-mini-distilled`.
+    """A small ResNet for CIFAR-10 on a CPU, the teacher of `cifar10-mini-distilled`: 74.7%.
 
+    One seed, on the JPEG copy, on one CPU thread: `book/results/siblings.json`.
     Chapter: 10
     """
 
@@ -345,9 +346,9 @@ class Cifar10ResNetMini(Cifar10Mini):
 
 @dataclass(frozen=True)
 class Cifar10MiniDistilled(Cifar10Mini):
-    """The recipe `cifar10-mini` with a distillation token, for a teacher. Not measured yet.
+    """The recipe `cifar10-mini` with a distillation token, for a teacher: 63.9% ± 0.1%.
 
-    For a CPU, like `cifar10-mini`: its teacher, `cifar10-resnet-mini`, is to be trained first.
+    Two seeds, on the JPEG copy, on one CPU thread: `book/results/siblings.json`. For a CPU, like `cifar10-mini`: its teacher, `cifar10-resnet-mini`, is to be trained first.
     Chapter: 11
     """
 

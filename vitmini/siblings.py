@@ -35,7 +35,7 @@ class Plan:
     """Recipes of a `plain` ViT, of its `distilled` sibling, and of the `teacher` of the latter.
 
     `embedded` names the models that stand for seed 0, by what they are; it is empty where seed 0
-    is trained like the others. `count` is the number of training images (None: all, in their order).
+    is trained like the others. `count` training images are used (None: all, in their order).
     Chapter: 11
     """
 

@@ -348,7 +348,8 @@ class Cifar10ResNetMini(Cifar10Mini):
 class Cifar10MiniDistilled(Cifar10Mini):
     """The recipe `cifar10-mini` with a distillation token, for a teacher: 63.9% ± 0.1%.
 
-    Two seeds, on the JPEG copy, on one CPU thread: `book/results/siblings.json`. For a CPU, like `cifar10-mini`: its teacher, `cifar10-resnet-mini`, is to be trained first.
+    Two seeds, on the JPEG copy, on one CPU thread: `book/results/siblings.json`. Its
+    teacher, `cifar10-resnet-mini`, is to be trained first.
     Chapter: 11
     """
 

@@ -367,11 +367,17 @@ function (figure, d) {
     draw();
   }
   for (const canvas of canvases) {
+    let start;
     canvas.addEventListener('pointerdown', event => {
       canvas.setPointerCapture(event.pointerId);
+      start = event;
       if (event.pointerType !== 'touch') point(event);  // a finger may only want to scroll
     });
-    canvas.addEventListener('pointermove', event => { if (event.buttons) point(event); });
+    canvas.addEventListener('pointermove', event => {
+      if (!event.buttons || !start) return;
+      const [x, y] = [event.clientX - start.clientX, event.clientY - start.clientY].map(Math.abs);
+      if (event.pointerType !== 'touch' || x > y) point(event);
+    });
     canvas.addEventListener('click', point);
   }
   for (const control of [...sliders, ...(chooser ? [chooser] : [])])
@@ -630,11 +636,17 @@ function (figure, d) {
     draw();
   }
   for (const canvas of canvases) {
+    let start;
     canvas.addEventListener('pointerdown', event => {
       canvas.setPointerCapture(event.pointerId);
+      start = event;
       if (event.pointerType !== 'touch') point(event);  // a finger may only want to scroll
     });
-    canvas.addEventListener('pointermove', event => { if (event.buttons) point(event); });
+    canvas.addEventListener('pointermove', event => {
+      if (!event.buttons || !start) return;
+      const [x, y] = [event.clientX - start.clientX, event.clientY - start.clientY].map(Math.abs);
+      if (event.pointerType !== 'touch' || x > y) point(event);
+    });
     canvas.addEventListener('click', point);
   }
   for (const slider of sliders) slider.addEventListener('input', draw);

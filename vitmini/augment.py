@@ -441,7 +441,7 @@ def _blur(images: Tensor) -> Tensor:
     if H <= 2 or W <= 2:
         return images
     kernel = images.new_ones(3, 3)
-    kernel[1, 1] = 5
+    kernel[1, 1].fill_(5)  # `= 5` copies a number to the device in some versions of PyTorch
     weights = (kernel / 13).expand(C, 1, 3, 3)
     blurred = images.clone()
     blurred[:, :, 1:-1, 1:-1] = F.conv2d(images, weights, groups=C).round()

@@ -102,7 +102,7 @@ def embed(
         ),
         "seeds": numbers,
         "seconds": round(sum(r["seconds"] for r in history)),
-        "device": device or device_name("cuda" if torch.cuda.is_available() else "cpu", 1),
+        "device": device or _this_device(),
         **provenance(),
         "limits": limits,
     }
@@ -150,7 +150,7 @@ def add_seeds(
     card |= {"test_accuracy_seeds": summarize(values), "seeds": numbers}
     if teachers:
         card["other_teachers"] = teachers
-    added = {"seeds": numbers[-len(seeds) :], "device": device or device_name("cpu", 1)}
+    added = {"seeds": numbers[-len(seeds) :], "device": device or _this_device()}
     card.setdefault("seeds_added", []).append(added | provenance())
     write_whole(path, json.dumps(card, indent=1) + "\n")
     return card
@@ -173,12 +173,13 @@ def embed_siblings(
     return cards
 
 
+def _this_device() -> str:
+    return device_name("cuda" if torch.cuda.is_available() else "cpu", 1)
+
+
 def _recipe_of(train: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's fields as they act: older cards lack newer ones."""
-    fields = dataclasses.asdict(TrainConfig(**train)) | {"seed": None}
-    if fields["precision"] == "auto":  # what it was on a CPU, before recipes for one said so
-        fields["precision"] = "float32"
-    return fields
+    """A recipe but for its seed. Cards older than the option `precision` are of a CPU."""
+    return dataclasses.asdict(TrainConfig(**{"precision": "float32", **train})) | {"seed": None}
 
 
 def _read(run: Path) -> tuple[Any, dict[str, Any], list[dict[str, float]]]:

@@ -99,6 +99,7 @@ def run_of(digits, out, seed=0, teacher=None, **options):
     config = vm.TrainConfig(
         epochs=2, batch_size=64, warmup=1, seed=seed, model_options=options, cpu_threads=1
     )
+    config = dataclasses.replace(config, precision="float32")
     few = dataclasses.replace(
         digits, train_images=digits.train_images[:300], train_labels=digits.train_labels[:300]
     )
@@ -200,6 +201,10 @@ def test_a_card_from_before_there_were_options_learns_too(runs):
     del card["test_accuracy_seeds"], card["seeds"]
     path.write_text(json.dumps(card))
     assert add_seeds("own", [runs[0] / "1"], folder=folder)["seeds"] == [0, 1]
+    card["recipe"]["precision"] = "auto"  # on a GPU that is another one
+    path.write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="its recipe differs"):
+        add_seeds("own", [runs[0] / "1"], folder=folder)
 
 
 def test_both_models_of_the_experiment_are_embedded_with_all_their_seeds(runs, tmp_path):

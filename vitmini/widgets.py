@@ -166,7 +166,7 @@ def map_explorer(
         raise ValueError(f"start must hold a position of each of the choices, got {start}")
     values = maps.detach().double().cpu()
     low, high = limits or (0.0, 0.0)
-    colours = _SIGNED if low == -high != 0 else _COLOURS
+    colours = _SIGNED if limits and low == -high else _COLOURS
     tops = values.amax(dim=2) if limits is None else torch.full(values.shape[:2], high)
     spans = (tops - low).clamp(min=1e-12)[..., None]
     levels = ((values - low) / spans * 255).round().clamp(0, 255).to(torch.uint8)
@@ -313,7 +313,24 @@ _SIGNED = (
     "7f3b08 a04d07 be630a db7d12 ef9e3c fdbd6e fed7a2 fbe9cf f6f6f7 e3e4ef cecde4 b6b0d4 988dbe "
     "7967a6 5d3790 44176f 2d004b"
 )
-_EXPLORE = """
+_POINT = """\
+  for (const canvas of canvases) {
+    let start;
+    canvas.addEventListener('pointerdown', event => {
+      canvas.setPointerCapture(event.pointerId);
+      start = event;
+      if (event.pointerType !== 'touch') point(event);  // a finger may only want to scroll
+    });
+    canvas.addEventListener('pointermove', event => {
+      if (!event.buttons || !start) return;
+      const [x, y] = [event.clientX - start.clientX, event.clientY - start.clientY].map(Math.abs);
+      if (event.pointerType !== 'touch' || x > y) point(event);
+    });
+    canvas.addEventListener('click', point);
+  }
+"""
+_EXPLORE = (
+    """
 function (figure, d) {
   const canvases = [...figure.querySelectorAll('canvas')], words = figure.querySelector('p');
   const sliders = [...figure.querySelectorAll('input')], chooser = figure.querySelector('select');
@@ -366,25 +383,15 @@ function (figure, d) {
     if (chooser) chooser.selectedIndex = 0;
     draw();
   }
-  for (const canvas of canvases) {
-    let start;
-    canvas.addEventListener('pointerdown', event => {
-      canvas.setPointerCapture(event.pointerId);
-      start = event;
-      if (event.pointerType !== 'touch') point(event);  // a finger may only want to scroll
-    });
-    canvas.addEventListener('pointermove', event => {
-      if (!event.buttons || !start) return;
-      const [x, y] = [event.clientX - start.clientX, event.clientY - start.clientY].map(Math.abs);
-      if (event.pointerType !== 'touch' || x > y) point(event);
-    });
-    canvas.addEventListener('click', point);
-  }
+"""
+    + _POINT
+    + """\
   for (const control of [...sliders, ...(chooser ? [chooser] : [])])
     control.addEventListener('input', draw);
   draw();
 }
 """
+)
 
 
 # An explorer of sizes -------------------------------------------------------------------------
@@ -513,7 +520,8 @@ def _scaled(image: Tensor, size: int) -> Tensor:
     return scaled[0].round().clamp(0, 255).to(torch.uint8)
 
 
-_RESOLVE = """
+_RESOLVE = (
+    """
 function (figure, d) {
   const canvases = [...figure.querySelectorAll('canvas')], words = figure.querySelector('p');
   const sliders = [...figure.querySelectorAll('input')], picture = figure.querySelector('img');
@@ -635,21 +643,11 @@ function (figure, d) {
     columner.value = Math.floor((event.clientX - box.left) / box.width * grid);
     draw();
   }
-  for (const canvas of canvases) {
-    let start;
-    canvas.addEventListener('pointerdown', event => {
-      canvas.setPointerCapture(event.pointerId);
-      start = event;
-      if (event.pointerType !== 'touch') point(event);  // a finger may only want to scroll
-    });
-    canvas.addEventListener('pointermove', event => {
-      if (!event.buttons || !start) return;
-      const [x, y] = [event.clientX - start.clientX, event.clientY - start.clientY].map(Math.abs);
-      if (event.pointerType !== 'touch' || x > y) point(event);
-    });
-    canvas.addEventListener('click', point);
-  }
+"""
+    + _POINT
+    + """\
   for (const slider of sliders) slider.addEventListener('input', draw);
   draw();
 }
 """
+)

@@ -206,8 +206,8 @@ class Goals(SphinxDirective):
 class Beside(SphinxDirective):
     """A table of published figures with ours between them, looked up where they are stored.
 
-    The first line names the columns. A last cell `NAME:KEY.KEY:FORMAT` is a stored result's or,
-    with the name of an embedded model, its card's; other cells stand as they are.
+    The first line names the columns. A cell `NAME:KEY.KEY:FORMAT` is a stored result's or, with
+    the name of an embedded model, its card's; other cells stand as they are.
     """
 
     has_content = True
@@ -216,9 +216,9 @@ class Beside(SphinxDirective):
         self.env.note_reread()
         rows = []
         for line in self.content:
-            *cells, last = (part.strip() for part in line.split("|"))
-            stored = re.fullmatch(r"[\w-]+:[\w.-]+:\S+", last)
-            rows.append((*cells, _measured(self, last) if stored else last))
+            cells = [part.strip() for part in line.split("|")]
+            stored = re.compile(r"[\w-]+:[\w.-]+:\S+")
+            rows.append(tuple(_measured(self, c) if stored.fullmatch(c) else c for c in cells))
             if len(rows[-1]) != len(rows[0]):
                 raise self.error(f"{len(rows[-1])} cells, not {len(rows[0])}: {line}")
         return [_table(rows)]

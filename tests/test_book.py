@@ -192,3 +192,19 @@ def test_terms_of_the_glossary_are_in_two_languages():
     assert len(terms) >= 50
     assert all(re.search(r"[\u4e00-\u9fff]", chinese) for _, chinese in terms)
     assert [t.lower() for t, _ in terms] == sorted((t.lower() for t, _ in terms))
+
+
+def test_the_figures_of_others_stand_beside_ours_as_they_are_stored():
+    import vitmini as vm
+
+    page = (HTML / "book" / "results.html").read_text(encoding="utf-8")
+    table = page[page.index("Beside the figures of others</") :].split("</table>")[0]
+    cells = [re.findall(r"<p>(.*?)</p>", row, re.S) for row in table.split("<tr")[1:]]
+    rows = {row[0]: row[1:] for row in cells}
+    for name in ("vit_cifar_mini", "vit_cifar_mini_distilled"):
+        card = vm.load_card(name)
+        told = f"{card['test_accuracy']:.1%} ({card['device']})"
+        assert rows[f"our {name}, JPEG copy"][0] == told
+    if "train-cifar10" not in vm.list_results():
+        assert rows["our recipe cifar10, JPEG copy"][0] == "not yet"
+    assert all(len(row) == 4 for row in rows.values()) and len(rows) > 10

@@ -198,7 +198,7 @@ def test_the_figures_of_others_stand_beside_ours_as_they_are_stored():
     import vitmini as vm
 
     page = (HTML / "book" / "results.html").read_text(encoding="utf-8")
-    table = page[page.index("Beside the figures of others</") :].split("</table>")[0]
+    table = page[page.index("<h2>Beside the figures of others") :].split("</table>")[0]
     cells = [re.findall(r"<p>(.*?)</p>", row, re.S) for row in table.split("<tr")[1:]]
     rows = {row[0]: row[1:] for row in cells}
     for name in ("vit_cifar_mini", "vit_cifar_mini_distilled"):

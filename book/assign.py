@@ -215,8 +215,10 @@ def last_line(done: dict) -> str:
     """The line of nbgrader's log that names the cause; its last one only points at others."""
     told = f"{done.get('log')}\n{done.get('error')}".splitlines()
     words = [w.strip() for w in told if w.strip()]
-    words = [w for w in words if re.match(r"[\w.]+(Error|Exception|Invalid)\b", w)] or words
     words = [w for w in words if "Please see the the above" not in w] or words
+    words = [
+        w for w in words if re.match(r"[\w.]+(Error|Exception|Invalid\w*|NotFound)\b", w)
+    ] or words
     return words[-1] if words else "no reason given"
 
 

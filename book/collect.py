@@ -7,19 +7,24 @@ is taken as it was given out, and only the answers, and cells that a student add
 
 from __future__ import annotations
 
+import base64
 import copy
 import hashlib
 import json
 import re
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 from nbformat import NotebookNode
 
 LARGEST = 200 * 2**20
+LARGEST_PICTURE = 5 * 2**20
 MOST_CELLS = 2000
+PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 STUB = "*Your answer here.*"
 FIRST_LINE = re.compile(r"# (Question \d+|Stretch task): (your answer|its check)")
 
@@ -31,52 +36,104 @@ class Submission:
     student: str
     path: Path
     owner: str = ""
+    id: str = ""
     assignment: str = ""
     notebook: NotebookNode | None = None
     notes: list[str] = field(default_factory=list)
 
 
-def collect(folder: Path, releases: dict[str, NotebookNode]) -> list[Submission]:
+def collect(
+    folder: Path,
+    releases: dict[str, NotebookNode],
+    lost: dict[str, str] | None = None,
+    known: dict[str, dict[str, str]] | None = None,
+) -> list[Submission]:
     """Read every file of a folder; the last one counts where a student handed in several.
 
     Whose a file is: the folder that it lies in (`jane/a1-tokens.ipynb`, also Moodle's
-    `Jane Doe_123_assignsubmission_file_/`), or the begin of its name (`jane-a1-tokens.ipynb`,
-    Canvas's `doejane_123_456_a1-tokens.ipynb`).
+    `Jane Doe_123_assignsubmission_file_/`), or its name (`jane-a1-tokens.ipynb`,
+    `a1-tokens_jane.ipynb`, Canvas's `doejane_123_456_a1-tokens.ipynb`).
+    `lost` are files of an archive that could not be unpacked, with the reasons. `known` says by
+    assignment what people were called in earlier calls; it gets the new ones.
     Raises: `ValueError` when there is no such folder or nothing in it.
     """
-    folder = below(folder)
-    files = there(folder)
-    found: dict[tuple[str, str], Submission] = {}
-    owners: dict[str, list[str]] = {}
-    for path in sorted(files, key=lambda p: (p.stat().st_mtime, _natural(str(p)))):
-        one = read(path, folder, releases)
-        same = owners.setdefault(one.student, [])
-        if one.owner not in same:
-            same.append(one.owner)
-        if same.index(one.owner):  # somebody else, whose name is written in the same way
-            one.notes.append(f"another {one.student} handed in as well")
-            one.student += f"-{same.index(one.owner) + 1}"
-        before = found.get((one.student, one.assignment))
+    lost = lost or {}
+    there(folder, bool(lost))
+    names = [name for name in releases if name]
+    root = below(folder, names)
+    files = sorted(there(root, True), key=lambda p: (p.stat().st_mtime, _natural(str(p))))
+    found = [read(path, root, releases) for path in files]
+    for name, reason in lost.items():
+        path = folder / name
+        path = path if path.is_relative_to(root) else root / path.name
+        found.append(Submission(*whose(path, root, names), _named(path, names), notes=[reason]))
+    for path in sorted(p for p in root.iterdir() if p.is_dir() and not _system(p.name)):
+        if not any(one.path.is_relative_to(path) for one in found):
+            student, _, owner, number = whose(path / "-", root, names)
+            found.append(Submission(student, path, owner, number, notes=["holds no file"]))
+    found = _beside(found)
+    call_by_name(found, {} if known is None else known)
+    last: dict[tuple[str, str], Submission] = {}
+    for one in found:
+        before = last.get((one.student, one.assignment))
         if before and one.notebook is None and before.notebook is not None:
-            before.notes.append(f"{shown(path)} was left out: {one.notes[-1]}")
+            before.notes.append(f"{shown(one.path)} was left out: {one.notes[-1]}")
             continue
         if before:
             one.notes.append(f"handed in more than once: {shown(before.path)} was left out")
             one.notes += [n for n in before.notes if "was left out" in n]
-        found[one.student, one.assignment] = one
-    return sorted(found.values(), key=lambda one: (one.assignment, one.student))
+        last[one.student, one.assignment] = one
+    return sorted(last.values(), key=lambda one: (one.assignment, one.student))
 
 
-def there(folder: Path) -> list[Path]:
+def _beside(found: list[Submission]) -> list[Submission]:
+    """Without what is no notebook and lies beside somebody's notebook: noted there."""
+    read_ = {one.owner: one for one in found if one.notebook is not None}
+    kept = []
+    for one in found:
+        if one.assignment or one.path.suffix == ".ipynb" or one.owner not in read_:
+            kept.append(one)
+        else:
+            read_[one.owner].notes.append(f"{shown(one.path)} was left out: {one.notes[-1]}")
+    return kept
+
+
+def call_by_name(found: list[Submission], known: dict[str, dict[str, str]]) -> None:
+    """Give different people different names, and everybody the name of the last call.
+
+    By assignment: Moodle's numbers are others in each.
+    """
+    people = {(one.assignment, one.owner): one for one in found}
+    plain = Counter((one.assignment, one.student) for one in people.values())
+    for (assignment, owner), one in people.items():
+        names = known.setdefault(assignment, {})
+        if owner in names:
+            continue
+        taken, shared = set(names.values()), plain[assignment, one.student] > 1
+        name = one.student
+        if one.id and (shared or name in taken):
+            name = f"{one.student}_{one.id}"
+        number = 1
+        while name in taken or (name != one.student and plain[assignment, name]):
+            number += 1
+            name = f"{one.student}-{number}"
+        names[owner] = name
+    for one in found:
+        if plain[one.assignment, one.student] > 1:
+            one.notes.insert(0, f"another {one.student} handed in as well")
+        one.student = known[one.assignment][one.owner]
+
+
+def there(folder: Path, empty: bool = False) -> list[Path]:
     """All files of a folder but hidden ones, and what a Mac puts beside.
 
-    Raises: `ValueError` when there is no such folder or nothing in it.
+    Raises: `ValueError` when there is no such folder or, unless it may be `empty`, nothing in it.
     """
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}")
     plain = [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
     files = [p for p in plain if not any(map(_system, p.relative_to(folder).parts))]
-    if not files:
+    if not files and not empty:
         raise ValueError(f"{folder} holds no files")
     return files
 
@@ -85,14 +142,15 @@ def _system(name: str) -> bool:
     return name in ("__MACOSX", ".DS_Store", ".ipynb_checkpoints", "Thumbs.db") or name[:2] == "._"
 
 
-def below(folder: Path) -> Path:
+def below(folder: Path, assignments: list[str]) -> Path:
     """The folder with the submissions, where an archive has put another one around it."""
     while folder.is_dir():
         inside = [p for p in folder.iterdir() if not _system(p.name)]
         if len(inside) != 1 or not inside[0].is_dir() or "_assignsubmission_" in inside[0].name:
             break
-        if len([p for p in inside[0].iterdir() if not _system(p.name)]) < 2:
-            break  # one student's folder with one file
+        next_ = [p for p in inside[0].iterdir() if not _system(p.name)]
+        if len(next_) < 2 or any(p.is_file() and not who(p.stem, assignments) for p in next_):
+            break  # one student's folder, with one file or with several assignments
         folder = inside[0]
     return folder
 
@@ -119,28 +177,43 @@ def read(path: Path, root: Path, releases: dict[str, NotebookNode]) -> Submissio
         one.notes += notes
     except (ValueError, OSError, RecursionError, MemoryError) as error:
         one.notes.append(str(error) or type(error).__name__)
+        one.assignment = one.assignment or _named(path, names)
     return one
 
 
-def whose(path: Path, root: Path, assignments: list[str]) -> tuple[str, Path, str]:
-    """The student's name for tables and folders, the file, and who it is exactly."""
+def _named(path: Path, assignments: list[str]) -> str:
+    """The assignment that a file's name tells."""
+    return next((name for name in assignments if name in path.name), "")
+
+
+def whose(path: Path, root: Path, assignments: list[str]) -> tuple[str, Path, str, str]:
+    """The student's name for tables and folders, the file, who it is exactly, and the LMS's id."""
     parts = path.relative_to(root).parts
     name = parts[0] if len(parts) > 1 else path.stem
-    owner = name
-    if len(parts) > 1:
-        name = re.sub(r"_\d+_assignsubmission_.*", "", name)
-    elif canvas := re.match(r"(.+?)(_LATE)?_(\d+)_\d+_", name):
-        name, owner = canvas[1], f"{canvas[1]}_{canvas[3]}"
+    owner, number = name, ""
+    if moodle := re.match(r"(.+?)_(\d+)_assignsubmission_", name):
+        name, number = moodle[1], moodle[2]
+    elif len(parts) > 1:
+        pass
+    elif canvas := re.match(r"(.+?)(?:_LATE)?_(\d+)_\d+_", name):
+        name, number = canvas[1], canvas[2]
     else:
-        name = re.sub(r"[ _-]*\(\d+\)$", "", name)
-        known = "|".join(map(re.escape, assignments))
-        name = re.sub(rf"(^|[ _-]+)({known})([ _-].*)?$", "", name)
-        owner = name
+        name = who(name, assignments)
+        owner = name or path.name  # nobody's files are not of one person
+    owner = f"{name}_{number}" if number else owner
     name = unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode())
     name = re.sub(r"[^\w.-]+", "-", name).strip("-._") or "nobody"
     if len(name.encode()) > 100:
         name = f"{name[:40]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return name, path, owner
+    return name, path, owner.encode("utf-8", "replace").decode(), number
+
+
+def who(stem: str, assignments: list[str]) -> str:
+    """The person in a file's name: what stands before the assignment, else what stands behind."""
+    stem = re.sub(r"[ _-]*\(\d+\)$", "", stem)
+    known = "|".join(map(re.escape, assignments))
+    told = re.fullmatch(rf"(?:(.*?)[ _-]+)?(?:{known})(?:[ _-]+(.*))?", stem, re.S)
+    return (told[1] or told[2] or "") if told else stem
 
 
 def _natural(text: str) -> list[tuple[int, str]]:
@@ -151,7 +224,7 @@ def _cells(path: Path) -> tuple[list[dict], str]:
     """The cells of a notebook, as plain as they can be, and the assignment that it names."""
     try:
         data = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{shown(path)} is not a Jupyter notebook") from None
     cells = data.get("cells") if isinstance(data, dict) else None
     if not isinstance(cells, list):
@@ -162,6 +235,10 @@ def _cells(path: Path) -> tuple[list[dict], str]:
             continue
         source, metadata = cell.get("source", ""), cell.get("metadata")
         source = "".join(map(str, source)) if isinstance(source, list) else str(source)
+        source = source.encode("utf-8", "replace").decode()  # half of an emoji cannot be written
+        pictures: dict = {}
+        if cell.get("cell_type") != "code":
+            source, pictures = _pictures(source, cell.get("attachments"))
         metadata = metadata if isinstance(metadata, dict) else {}
         about = metadata.get("nbgrader")
         plain.append(
@@ -172,11 +249,32 @@ def _cells(path: Path) -> tuple[list[dict], str]:
                 "source": source.replace("\r\n", "\n"),
                 "id": str(cell.get("id") or metadata.get("id") or ""),
                 "key": str(about.get("grade_id", "")) if isinstance(about, dict) else "",
+                "pictures": pictures,
             }
         )
     told = data.get("metadata", {})
     told = told.get("vitmini", {}) if isinstance(told, dict) else {}
     return plain, str(told.get("assignment", "")) if isinstance(told, dict) else ""
+
+
+def _pictures(source: str, attached: object) -> tuple[str, dict]:
+    """A cell's text and the pictures pasted into it, under names that no other cell has."""
+    kept: dict[str, dict] = {}
+    for name, kinds in attached.items() if isinstance(attached, dict) else ():
+        for kind, data in kinds.items() if isinstance(kinds, dict) else ():
+            text = "".join(map(str, data)) if isinstance(data, list) else str(data)
+            try:
+                base64.b64decode(text := "".join(text.split()), validate=True)
+            except ValueError:
+                continue
+            if kind in PICTURES and len(text) < LARGEST_PICTURE * 4 / 3:
+                own = f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.{kind.split('/')[1]}"
+                kept[own] = {kind: text}
+                for written in (name, quote(name)):
+                    source = source.replace(f"attachment:{written}", f"attachment:{own}")
+                break
+    names = "|".join(map(re.escape, kept)) or "(?!)"
+    return re.sub(rf"\battachment:(?!{names})(?=\S)", "not-attached:", source), kept
 
 
 def _which(path: Path, cells: list[dict], told: str, releases: dict[str, NotebookNode]) -> str:
@@ -191,9 +289,8 @@ def _which(path: Path, cells: list[dict], told: str, releases: dict[str, Noteboo
     best = max(by_cells, key=lambda name: by_cells[name], default="")
     if best and by_cells[best] > 1:
         return best
-    for name in releases:
-        if name in path.name:
-            return name
+    if name := _named(path, list(releases)):
+        return name
     raise ValueError(f"{shown(path)} is none of {', '.join(sorted(releases))}")
 
 
@@ -208,6 +305,10 @@ def fill(release: NotebookNode, cells: list[dict]) -> tuple[NotebookNode, list[s
     """
     notes: list[str] = []
     official = [_plain(cell) for cell in release.cells]
+    keys = {o["key"] for o in official}
+    if foreign := sum(bool(cell["key"]) and cell["key"] not in keys for cell in cells):
+        notes.append(f"cells of another assignment left out: {foreign}")
+        cells = [cell for cell in cells if not cell["key"] or cell["key"] in keys]
     cells = _apart(_joined(cells), official)
     place = [_find(cell, official) for cell in cells]
     taken = {p for p in place if p is not None}
@@ -217,18 +318,6 @@ def fill(release: NotebookNode, cells: list[dict]) -> tuple[NotebookNode, list[s
             taken |= set() if found is None else {found}
     if any(o["key"] for o in official) and not any(cell["key"] for cell in cells):
         notes.append("without nbgrader's metadata: answers found by their first line")
-    for at, o in enumerate(official):
-        given = [cells[i]["source"] for i in range(len(cells)) if place[i] == at]
-        if o["graded"] and not o["answer"] and (not given or given[-1] != o["source"]):
-            what = "missing" if not given else "edited"
-            notes.append(f"{o['name']}: its check was {what}, and is put back")
-        elif len(given) > 1 and (o["answer"] or o["graded"]):
-            notes.append(f"{o['name']}: the cell is there {len(given)} times, the last one counts")
-        elif not given and o["answer"]:
-            notes.append(f"{o['name']}: no answer cell")
-        elif given and o["key"] and not o["answer"] and given[-1].strip() != o["source"].strip():
-            notes.append("a given cell was edited: it is put back, the edited one stands below it")
-
     filled = copy.deepcopy(release)
     extra: dict[int, list[NotebookNode]] = {}
     at = -1
@@ -236,25 +325,39 @@ def fill(release: NotebookNode, cells: list[dict]) -> tuple[NotebookNode, list[s
         if place[i] is not None:
             at = int(place[i] or 0)
         elif cell["source"].strip() and cell["kind"] in ("code", "markdown"):
-            make = getattr(nbformat.v4, f"new_{cell['kind']}_cell")
-            extra.setdefault(at, []).append(make(cell["source"]))
+            extra.setdefault(at, []).append(_own_cell(cell))
     for at, o in enumerate(official):
-        given = [cells[i]["source"] for i in range(len(cells)) if place[i] == at]
-        written = [text for text in given if text.strip() != o["source"].strip()]
+        given = [cells[i] for i in range(len(cells)) if place[i] == at]
+        texts = [cell["source"] for cell in given]
+        written = [cell for cell in given if cell["source"].strip() != o["source"].strip()]
         if o["answer"] and o["kind"] == "code" and not given:
             filled.cells[at].source = "# no answer cell"  # no stub over an answer elsewhere
         if o["answer"] and written:
-            filled.cells[at].source = written[-1] or ("# empty" if o["kind"] == "code" else STUB)
+            empty = "# empty" if o["kind"] == "code" else STUB
+            filled.cells[at].source = written[-1]["source"] or empty
+            _attach(filled.cells[at], written[-1].get("pictures", {}))
         if written and o["kind"] == "code" and o["key"] and not o["answer"] and not o["graded"]:
-            extra.setdefault(at, []).insert(0, nbformat.v4.new_code_cell(written[-1]))
+            extra.setdefault(at, []).insert(0, _own_cell(written[-1]))
+        own = []
         if o["answer"] and o["kind"] == "markdown":  # an answer in cells of its own counts as well
             near = [extra.get(at - 1, []) if at else [], extra.get(at, [])]
             own = [c for cells_ in near for c in cells_ if c.cell_type == "markdown"]
             if own:
-                texts = [*written[-1:], *(c.source for c in own)]
-                filled.cells[at].source = "\n\n".join(texts)
+                parts = [c["source"] for c in written[-1:]] + [c.source for c in own]
+                filled.cells[at].source = "\n\n".join(parts)
                 for j in (at - 1, at):
                     extra[j] = [c for c in extra.get(j, []) if c.cell_type != "markdown"]
+                for c in own:
+                    _attach(filled.cells[at], c.get("attachments", {}))
+        if o["graded"] and not o["answer"] and (not given or texts[-1] != o["source"]):
+            what = "missing" if not given else "edited"
+            notes.append(f"{o['name']}: its check was {what}, and is put back")
+        elif len(given) > 1 and (o["answer"] or o["graded"]):
+            notes.append(f"{o['name']}: the cell is there {len(given)} times, the last one counts")
+        elif not given and o["answer"] and not own:
+            notes.append(f"{o['name']}: no answer cell")
+        elif given and o["key"] and not o["answer"] and texts[-1].strip() != o["source"].strip():
+            notes.append("a given cell was edited: it is put back, the edited one stands below it")
     result = extra.get(-1, [])
     for at, cell in enumerate(filled.cells):
         result += [cell, *extra.get(at, [])]
@@ -264,6 +367,17 @@ def fill(release: NotebookNode, cells: list[dict]) -> tuple[NotebookNode, list[s
             cell.outputs, cell.execution_count = [], None
     filled.cells = result
     return filled, notes
+
+
+def _own_cell(cell: dict) -> NotebookNode:
+    made = getattr(nbformat.v4, f"new_{cell['kind']}_cell")(cell["source"])
+    _attach(made, cell.get("pictures", {}))
+    return made
+
+
+def _attach(cell: NotebookNode, pictures: dict) -> None:
+    if pictures:
+        cell.attachments = cell.get("attachments", {}) | pictures
 
 
 def _joined(cells: list[dict]) -> list[dict]:

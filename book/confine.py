@@ -10,6 +10,7 @@ older than 6.12 does not know of this is left out; without any Landlock nothing 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import os
 import resource
@@ -24,10 +25,17 @@ ON_FILES = EXECUTE | WRITE | READ | TRUNCATE | IOCTL
 RIGHTS = {1: REFER - 1, 2: (REFER << 1) - 1, 3: (TRUNCATE << 1) - 1, 5: (IOCTL << 1) - 1}
 BIND_AND_CONNECT, OTHERS_SOCKETS_AND_SIGNALS = 3, 3
 PROCESS = ("self", "cpuinfo", "meminfo", "stat", "loadavg", "version", "filesystems", "sys")
+ETC = [
+    *("ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "timezone", "nsswitch.conf"),
+    *("passwd", "group", "hosts", "host.conf", "mime.types", "magic", "fonts", "alternatives"),
+    *("locale.alias", "locale.conf", "default/locale", "os-release", "matplotlibrc", "python3"),
+]
 SYSTEM = [
-    *("/usr", "/lib", "/lib64", "/bin", "/etc", "/sys/devices", "/sys/fs/cgroup"),
+    *("/usr", "/lib", "/lib64", "/bin", "/sys/devices", "/sys/fs/cgroup"),
+    *(f"/etc/{name}" for name in ETC),  # nothing that only root should see
     *(f"/proc/{name}" for name in PROCESS),  # nothing of other processes
 ]
+MORE_PROCESSES = 1000
 DEVICES = ["/dev/null", "/dev/zero", "/dev/full"]
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
@@ -104,6 +112,19 @@ def _call(number: int, *arguments: object) -> int:
     return done
 
 
+def limit_processes(more: int) -> None:
+    """Let this program add so many processes and threads to those that its user has; not root."""
+    running = 0
+    for path in os.listdir("/proc") if sys.platform == "linux" else ():
+        with contextlib.suppress(OSError):
+            if path.isdigit() and os.stat(f"/proc/{path}").st_uid == os.getuid():
+                running += len(os.listdir(f"/proc/{path}/task"))
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    most = running + more
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run a program that reaches nothing else.")
     parser.add_argument("--write", action="append", default=[], help="a folder to write in")
@@ -122,6 +143,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (args.seconds, args.seconds))
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**28, 2**28))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    limit_processes(MORE_PROCESSES)
     os.chdir(args.write[0])
     if not args.unconfined:
         confine([*SYSTEM, *args.read], args.write)

@@ -15,19 +15,24 @@ import contextlib
 import copy
 import csv
 import ctypes
+import fcntl
+import hashlib
 import io
 import json
 import os
 import shutil
 import signal
 import site
+import sqlite3
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 import warnings
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,13 +41,15 @@ from typing import Any
 import confine
 import nbformat
 from assign import OUT, config, last_line, release, write
-from collect import Submission, blank, collect, question, shown, there
+from collect import LARGEST, Submission, blank, collect, question, shown, there
 from generate import ROOT
 from nbformat import NotebookNode
 
 KERNEL = "vitmini-marking"
 LONGEST_OUTPUT = 20_000
-GRADES = ("student", "assignment", "points", "of", "to mark by hand", "file", "notes")
+LONGEST_CELL = 200_000
+MOST_FILES = 50_000
+GRADES = ("student", "id", "assignment", "points", "of", "to mark by hand", "file", "notes")
 BY_HAND = ("student", "assignment", "question", "of", "points", "comment", "answer")
 
 
@@ -53,7 +60,10 @@ class Settings:
     out: Path
     seconds: float = 60
     memory: float = 6
+    disk: float = 2
     trust: bool = False
+    hide_tests: bool = False
+    gradebook: Path = Path()  # a copy that nobody writes into
 
 
 @dataclass
@@ -64,6 +74,13 @@ class Marked:
     notes: list[str] = field(default_factory=list)
     notebook: NotebookNode | None = None
     seconds: float = 0
+
+
+class Stopped(Exception):
+    """Somebody wants the call to end."""
+
+
+STOP = threading.Event()
 
 
 # One submission ----------------------------------------------------------------------------------
@@ -82,13 +99,14 @@ def mark(one: Submission, blank_release: NotebookNode, settings: Settings) -> Ma
                 again.notes.append(f"own cells left out: with them it {marked.notes[-1]}")
                 marked = again
     if marked.notebook is None:
-        keys = [c.metadata["nbgrader"]["grade_id"] for c in answers(blank_release)]
         whole, marked = marked.notes, Marked()
-        for key in keys:
+        for cell in answers(blank_release):
+            key = cell.metadata["nbgrader"]["grade_id"]
             part = run(one, blank(plain, blank_release, key), settings)
             mine = {k: v for k, v in part.points.items() if k.removesuffix("-check") == key}
             if part.notebook is None:
-                mine = {f"{key}-check": 0.0, key: None}  # an answer in words waits for a person
+                in_words = cell.metadata["nbgrader"]["grade"]  # waits for a person
+                mine = {key: None} if in_words else {f"{key}-check": 0.0}
                 marked.notes.append(f"{question(key)}: {part.notes[-1]}")
             else:
                 marked.notes += [n for n in part.notes if n.startswith(f"{question(key)}:")]
@@ -126,13 +144,16 @@ def merged(whole: NotebookNode | None, part: NotebookNode, key: str) -> Notebook
 
 
 def run(one: Submission, notebook: NotebookNode, settings: Settings) -> Marked:
-    """Let nbgrader mark a notebook, in a process that is ended when it takes too long."""
+    """Let nbgrader mark a notebook, in a process that is ended when it takes too much.
+
+    Raises: `Stopped` when the call is to end.
+    """
     with tempfile.TemporaryDirectory(prefix="mark-", ignore_cleanup_errors=True) as folder:
         place, name = Path(folder), one.assignment
-        shutil.copyfile(settings.out / "gradebook.db", place / "gradebook.db")
+        shutil.copyfile(settings.gradebook, place / "gradebook.db")
         path = place / "submitted" / one.student / name / f"{name}.ipynb"
         path.parent.mkdir(parents=True)
-        write(with_canary(notebook), path)
+        write(with_canaries(notebook), path)
         (place / "source" / name).mkdir(parents=True)
         install_kernel(place, settings)
         command = [sys.executable, __file__, "--run", folder, one.student, name]
@@ -145,23 +166,51 @@ def run(one: Submission, notebook: NotebookNode, settings: Settings) -> Marked:
                 start_new_session=True,
             )
             try:
-                process.wait(timeout=limit(settings))
-            except subprocess.TimeoutExpired:
-                pass
+                ended = watch(process, place / "own", settings)
             finally:  # whatever it started
                 for group in (process.pid, *kernels(place)):
                     kill(group)
                 process.wait()
         told = place / "told.json"
-        if not told.exists():
-            return Marked(notes=[f"did not end within {limit(settings):.0f} seconds"])
+        if ended or not told.exists():
+            return Marked(notes=[ended or "could not be marked"])
         found = json.loads(told.read_text(encoding="utf-8"))
         if found["failed"]:
             return Marked(notes=[found["failed"]])
         autograded = place / "autograded" / one.student / name / f"{name}.ipynb"
-        executed = shorten(nbformat.read(autograded, as_version=4))
+        executed = nbformat.read(autograded, as_version=4)
         notes = suspicions(executed, found["points"])
-        return Marked(found["points"], complaints(executed) + notes, executed)
+        notes = complaints(executed) + notes
+        return Marked(found["points"], notes, shorten(executed))
+
+
+def watch(process: subprocess.Popen, own: Path, settings: Settings) -> str:
+    """Wait for a process to end; otherwise say what it took too much of.
+
+    Raises: `Stopped` when the call is to end.
+    """
+    end = time.monotonic() + limit(settings)
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=1)
+            return ""
+        if STOP.is_set():
+            raise Stopped
+        if time.monotonic() > end:
+            return f"did not end within {limit(settings):.0f} seconds"
+        files, size = 0, 0
+        for size_of_one in sizes(own):
+            files, size = files + 1, size + size_of_one
+            if size > settings.disk * 2**30 or files > MOST_FILES:
+                return f"wrote more than {settings.disk:g} GB or {MOST_FILES:,} files"
+
+
+def sizes(folder: Path) -> Iterator[int]:
+    """The bytes on disk of each file below a folder, as far as it stays where it is."""
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                yield os.lstat(os.path.join(where, name)).st_blocks * 512
 
 
 def limit(settings: Settings) -> float:
@@ -169,23 +218,27 @@ def limit(settings: Settings) -> float:
     return 120 + 5 * settings.seconds
 
 
-CANARY = "raise AssertionError('a check that must fail')  # the last cell, taken away again"
+CANARIES = (  # the last cells, taken away again
+    "assert False, 'a check that must fail'",
+    "raise AssertionError('another one')",
+)
 
 
-def with_canary(notebook: NotebookNode) -> NotebookNode:
-    """Add a check that must fail, to see whether checks still can."""
+def with_canaries(notebook: NotebookNode) -> NotebookNode:
+    """Add checks that must fail, to see whether checks still can."""
     notebook = copy.deepcopy(notebook)
-    cell = nbformat.v4.new_code_cell(CANARY)
-    cell.id = "canary"
-    notebook.cells.append(cell)
+    for number, source in enumerate(CANARIES):
+        cell = nbformat.v4.new_code_cell(source)
+        cell.id = f"canary-{number}"
+        notebook.cells.append(cell)
     return notebook
 
 
 def suspicions(executed: NotebookNode, points: dict[str, float | None]) -> list[str]:
-    """Take the canary away; say where points were given that nobody can have earned."""
+    """Take the canaries away; say where points were given that nobody can have earned."""
     notes = []
-    canary = executed.cells.pop()
-    if not any(o.output_type == "error" for o in canary.get("outputs", [])):
+    canaries = [executed.cells.pop() for _ in CANARIES]
+    if not all(any(o.output_type == "error" for o in c.get("outputs", [])) for c in canaries):
         notes.append("checks no longer fail in this notebook: look at it")
     for cell in answers(executed):
         key = cell.metadata["nbgrader"]["grade_id"]
@@ -255,9 +308,14 @@ def install_kernel(place: Path, settings: Settings) -> None:
 
 
 def shorten(notebook: NotebookNode) -> NotebookNode:
-    """Cut outputs that would make a page of feedback unreadable."""
+    """Cut what would make a page of feedback unreadable, and what could hide markup in it."""
     for cell in notebook.cells:
+        cell.source = _short(cell.source, LONGEST_CELL)
         for output in cell.get("outputs", []):
+            for kind, about in output.get("metadata", {}).items():
+                keep = about if isinstance(about, dict) else {}
+                keep = {k: v for k, v in keep.items() if isinstance(v, (int, float))}
+                output.metadata[kind] = {k: v for k, v in keep.items() if k in ("width", "height")}
             if "text" in output:
                 output.text = _short(output.text)
             for kind, value in output.get("data", {}).items():
@@ -271,8 +329,8 @@ def shorten(notebook: NotebookNode) -> NotebookNode:
     return notebook
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST_OUTPUT else f"{text[:LONGEST_OUTPUT]}\n... cut off here ..."
+def _short(text: str, most: int = LONGEST_OUTPUT) -> str:
+    return text if len(text) <= most else f"{text[:most]}\n... cut off here ..."
 
 
 def complaints(executed: NotebookNode) -> list[str]:
@@ -281,14 +339,15 @@ def complaints(executed: NotebookNode) -> list[str]:
     for cell in executed.cells:
         key = cell.metadata.get("nbgrader", {}).get("grade_id", "")
         where = question(key) if key else "own cell"
-        for output in cell.get("outputs", []):
-            if output.output_type != "error" or output.ename in (
-                *("AssertionError", "NotImplementedError", "WrongAnswer"),
-            ):
+        errors = [o for o in cell.get("outputs", []) if o.output_type == "error"]
+        expected = {"AssertionError", "NotImplementedError", "WrongAnswer"}
+        late = any(error.ename == "CellTimeoutError" for error in errors)
+        expected |= {"KeyboardInterrupt"} if late else set()
+        for output in errors:
+            if output.ename in expected:
                 continue
-            what = {"CellTimeoutError": "took too long", "KeyboardInterrupt": "took too long"}
-            words = " ".join(f"{output.ename}: {output.evalue}".split())[:120]
-            words = what.get(output.ename, words)
+            words = " ".join(f"{output.ename}: {output.evalue}".split())[:120].rstrip(": ")
+            words = "took too long" if output.ename == "CellTimeoutError" else words
             if output.ename == "PermissionError":
                 words += " (code may read and write in its own folder only)"
             if f"{where}: {words}" not in notes:
@@ -304,9 +363,15 @@ def run_nbgrader(place: Path, student: str, assignment: str, seconds: float) -> 
     from nbgrader.apps import NbGraderAPI
 
     class Quiet(steps.NbGraderPreprocessor):
-        """A warning is no mistake: for nbgrader, all that a check writes to stderr is one."""
+        """For nbgrader, what a check writes to stderr is a mistake, and a value it shows is points.
+
+        Neither is so here: a warning is no mistake, and no check shows a value.
+        """
 
         def preprocess_cell(self, cell: Any, resources: Any, index: int) -> Any:
+            about = cell.metadata.get("nbgrader", {})
+            if cell.cell_type == "code" and about.get("grade"):
+                cell.outputs = [o for o in cell.outputs if o.output_type != "execute_result"]
             for output in cell.get("outputs", []):
                 if output.output_type == "stream":
                     output.name = "stdout"
@@ -359,38 +424,86 @@ def prepare(sources: Path, out: Path) -> dict[str, NotebookNode]:
     return releases
 
 
-def grade(submissions: Path, sources: Path, settings: Settings, jobs: int, again: bool) -> str:
+def grade(
+    submissions: Path,
+    sources: Path,
+    settings: Settings,
+    jobs: int,
+    again: bool,
+    lost: dict[str, str] | None = None,
+) -> str:
     """Mark a folder of submissions; give the line that sums it up.
 
-    Raises: `ValueError` when there is nothing to mark, or nothing to mark it with.
+    `lost` are files of an archive that could not be unpacked, with the reasons.
+    Raises: `ValueError` when there is nothing to mark, or nothing to mark it with;
+    `KeyboardInterrupt` when it is to end: what has been marked is kept.
     """
     out = settings.out
-    there(submissions)
+    there(submissions, bool(lost))
     out.mkdir(parents=True, exist_ok=True)
-    releases = prepare(sources, out)
-    changed = take_marks(out)  # before anything is run: what is wrong there is told at once
-    found = collect(submissions, releases)
-    todo = [one for one in found if one.notebook is not None]
+    with alone(out), tempfile.TemporaryDirectory() as folder:
+        releases = prepare(sources, out)
+        changed = take_marks(out)  # before anything is run: what is wrong there is told at once
+        names = read_names(out)
+        found = collect(submissions, releases, lost, names)
+        write_whole(out / "names.json", json.dumps(names, indent=1))
+        settings.gradebook = Path(folder) / "gradebook.db"
+        copy_database(out / "gradebook.db", settings.gradebook)
+        tests = {name: fingerprint(out / "source" / name / f"{name}.ipynb") for name in releases}
+        known = stored(out)
+        fresh = [
+            one
+            for one in found
+            if one.notebook is not None
+            and (
+                again
+                or (one.student, one.assignment) not in known
+                or remembered(one, out)["tests"] != tests[one.assignment]
+                or not unchanged(one, out)
+            )
+        ]
+        results = mark_all(found, fresh, releases, tests, settings, jobs)
+        for one in found:
+            tried = one.notebook is None or (id(one) in results and not results[id(one)].points)
+            if tried and (one.student, one.assignment) in known:
+                one.notes.append("the points are of what was handed in before")
+        sweep()
+        changed |= {(one.student, one.assignment) for one in fresh}
+        pages = [o for o in found if no_page(o, out) or (o.student, o.assignment) in changed]
+        feedback(pages, results, releases if settings.hide_tests else {}, out)
+        write_tables(found, results, out)
+    unread = [one for one in found if one.notebook is None]
+    failed = [one for one in fresh if not results[id(one)].points]
+    words = f"{len(found)} submissions: {len(found) - len(unread) - len(failed)} marked"
+    if unread or failed:
+        words += f", {len(unread) + len(failed)} not, see the notes"
+    return f"{words} in {out / 'grades.csv'}, pages in {out / 'feedback'}"
+
+
+def mark_all(
+    found: list[Submission],
+    fresh: list[Submission],
+    releases: dict[str, NotebookNode],
+    tests: dict[str, str],
+    settings: Settings,
+    jobs: int,
+) -> dict[int, Marked]:
+    """Mark what is new, some at a time, with a line of progress for each."""
     results: dict[int, Marked] = {}
-    known = stored(out)
-    fresh = []
-    for one in todo:
-        kept = out / "submitted" / one.student / one.assignment / f"{one.assignment}.ipynb"
-        same = kept.exists() and nbformat.read(kept, as_version=4) == one.notebook
-        if again or not same or (one.student, one.assignment) not in known:
-            fresh.append(one)
     for one in found:
         if one.notebook is None:
             print(f"{one.student}: {one.notes[-1]}", flush=True)
-    if len(fresh) < len(todo):
-        print(f"{len(todo) - len(fresh)} unchanged since the last call", flush=True)
-    with ThreadPoolExecutor(jobs) as pool:
-        started = {pool.submit(mark, one, releases[one.assignment], settings): one for one in fresh}
+    same = sum(one.notebook is not None for one in found) - len(fresh)
+    if same:
+        print(f"{same} unchanged since the last call", flush=True)
+    pool = ThreadPoolExecutor(jobs)
+    started = {pool.submit(mark, one, releases[one.assignment], settings): one for one in fresh}
+    try:
         for count, future in enumerate(as_completed(started), 1):
             one = started[future]
             try:
                 marked = future.result()
-                keep(one, marked, out)
+                keep(one, marked, tests[one.assignment], settings.out)
             except Exception as error:  # the others go on
                 marked = Marked(notes=[f"could not be marked: {type(error).__name__}: {error}"])
             results[id(one)] = marked
@@ -400,20 +513,62 @@ def grade(submissions: Path, sources: Path, settings: Settings, jobs: int, again
                 f"({marked.seconds:.0f} s)",
                 flush=True,
             )
-            if not marked.points and (one.student, one.assignment) in known:
-                marked.notes.append("the points are of what was handed in before")
-    sweep()
-    changed |= {(one.student, one.assignment) for one in fresh}
-    feedback(
-        [one for one in found if no_page(one, out) or (one.student, one.assignment) in changed], out
-    )
-    write_tables(found, results, out)
-    unread = [one for one in found if one.notebook is None]
-    failed = [one for one in fresh if not results[id(one)].points]
-    words = f"{len(found)} submissions: {len(todo) - len(failed)} marked"
-    if unread or failed:
-        words += f", {len(unread) + len(failed)} not, see the notes"
-    return f"{words} in {out / 'grades.csv'}, pages in {out / 'feedback'}"
+    except KeyboardInterrupt:
+        STOP.set()
+        pool.shutdown(cancel_futures=True)  # those that run see it within a second
+        sweep()
+        raise KeyboardInterrupt(f"{len(results)} of {len(fresh)} marked") from None
+    pool.shutdown()
+    return results
+
+
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Keep a second call from marking into the same folder.
+
+    Raises: `ValueError` when one is at it.
+    """
+    with (out / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another call is marking into {out} just now") from None
+        yield
+
+
+def copy_database(source: Path, target: Path) -> None:
+    with (
+        contextlib.closing(sqlite3.connect(source)) as one,
+        contextlib.closing(sqlite3.connect(target)) as other,
+    ):
+        one.backup(other)
+
+
+def fingerprint(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def read_names(out: Path) -> dict[str, dict[str, str]]:
+    """What people were called in earlier calls, by assignment.
+
+    Raises: `ValueError` when the file cannot be read.
+    """
+    path = out / "names.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:
+        raise ValueError(f"{path} cannot be read: it says who is who, restore it") from None
+
+
+def unchanged(one: Submission, out: Path) -> bool:
+    kept = out / "submitted" / one.student / one.assignment / f"{one.assignment}.ipynb"
+    return kept.exists() and nbformat.read(kept, as_version=4) == one.notebook
+
+
+def write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def sweep() -> None:
@@ -460,7 +615,7 @@ def stored(out: Path) -> set[tuple[str, str]]:
         }
 
 
-def keep(one: Submission, marked: Marked, out: Path) -> None:
+def keep(one: Submission, marked: Marked, tests: str, out: Path) -> None:
     """Put what came of a submission into the gradebook and beside it; marks by hand stay."""
     if marked.notebook is None or one.notebook is None:
         return
@@ -486,8 +641,8 @@ def keep(one: Submission, marked: Marked, out: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(cells, path)
     (out / "notes").mkdir(exist_ok=True)
-    told = json.dumps(marked.notes)
-    (out / "notes" / f"{one.student}-{name}.json").write_text(told, encoding="utf-8")
+    told = json.dumps({"tests": tests, "notes": marked.notes})
+    write_whole(out / "notes" / f"{one.student}-{name}.json", told)
 
 
 def texts_of(notebook: NotebookNode) -> dict[str, str]:
@@ -550,17 +705,86 @@ def read_table(path: Path) -> list[dict[str, str]]:
     return list(table)
 
 
-def feedback(found: list[Submission], out: Path) -> None:
-    """Let nbgrader write a page for each of these submissions."""
-    from nbgrader.apps import NbGraderAPI
+def feedback(
+    found: list[Submission],
+    results: dict[int, Marked],
+    hide: dict[str, NotebookNode],
+    out: Path,
+) -> None:
+    """Let nbgrader write a page for each of these submissions; see book/feedback.
 
-    api = NbGraderAPI(config=config(out))
+    With released notebooks in `hide`, the pages show those checks instead of the hidden ones.
+    """
+    from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor
+    from nbgrader.apps import NbGraderAPI
+    from nbgrader.preprocessors import GetGrades, NbGraderPreprocessor
+
+    about: dict[str, Any] = {}
+
+    class Page(NbGraderPreprocessor):
+        """What the page says on top of nbgrader's: names of questions, what is open, notes."""
+
+        def preprocess(self, nb: Any, resources: Any) -> Any:
+            resources["nbgrader"] |= {k: about[k] for k in ("name", "told")}
+            shown_checks = {key_of(c): c.source for c in about["release"].cells if key_of(c)}
+            for cell in nb.cells:
+                key = key_of(cell)
+                if key:
+                    cell.metadata.nbgrader["title"] = question(key)
+                    cell.metadata.nbgrader["open"] = key in about["open"]
+                if key.endswith("-check") and key in shown_checks:
+                    cell.source = shown_checks[key]
+                    cell.outputs = [last_words(o) for o in cell.outputs if "ename" in o]
+            cells = [cell.metadata.nbgrader for cell in nb.cells if key_of(cell)]
+            resources["nbgrader"]["graded"] = [cell for cell in cells if cell["grade"]]
+            return nb, resources
+
+    exporter = {"extra_template_basedirs": [str(ROOT / "book")], "sanitize_html": True}
+    exporter |= {"filters": {"safe_html": safe_html}}
+    steps = {"preprocessors": [GetGrades, Page, CSSHTMLHeaderPreprocessor]}
+    api = NbGraderAPI(config=config(out, HTMLExporter=exporter, GenerateFeedback=steps))
     for one in found:
         name = one.assignment
-        if name and (out / "autograded" / one.student / name).exists():
-            done = api.generate_feedback(name, one.student, force=True)
-            if not done["success"]:
-                one.notes.append(f"no feedback page: {last_line(done)}")
+        if not name or not (out / "autograded" / one.student / name).exists():
+            continue
+        with _gradebook(out) as book:
+            entries = book.find_submission_notebook(name, name, one.student).grades
+            about["open"] = {entry.name for entry in entries if entry.needs_manual_grade}
+        notes = [*one.notes, *_notes(one, results.get(id(one)), out)]
+        about["told"] = [n for n in notes if not n.startswith("another ") and "look at it" not in n]
+        about |= {"name": one.student, "release": hide.get(name, nbformat.v4.new_notebook())}
+        done = api.generate_feedback(name, one.student, force=True)
+        if not done["success"]:
+            one.notes.append(f"no feedback page: {last_line(done)}")
+
+
+def key_of(cell: NotebookNode) -> str:
+    return str(cell.metadata.get("nbgrader", {}).get("grade_id", ""))
+
+
+def last_words(output: NotebookNode) -> NotebookNode:
+    """An error without the lines of code that led to it."""
+    output.traceback = [f"{output.ename}: {output.evalue}"]
+    return output
+
+
+def safe_html(text: str) -> str:
+    """A student's markup without what could run in the browser of who reads it."""
+    import bleach
+    from bleach.css_sanitizer import CSSSanitizer
+
+    tags = "a b blockquote br caption code dd del div dl dt em h1 h2 h3 h4 h5 h6 hr i img li ol p "
+    tags += "pre s small span strong sub sup table tbody td tfoot th thead tr u ul"
+    allowed = {"*": ["class", "style", "title"], "a": ["href"], "img": ["src", "alt"]}
+    allowed |= {cell: ["colspan", "rowspan", "align", "style", "class"] for cell in ("td", "th")}
+    return bleach.clean(
+        str(text),
+        tags=set(tags.split()),
+        attributes=allowed,
+        protocols={"http", "https", "mailto", "data"},
+        css_sanitizer=CSSSanitizer(["text-align", "color", "background-color", "font-weight"]),
+        strip=True,
+    )
 
 
 def write_tables(found: list[Submission], results: dict[int, Marked], out: Path) -> None:
@@ -570,7 +794,7 @@ def write_tables(found: list[Submission], results: dict[int, Marked], out: Path)
         for one in found:
             name = one.assignment
             notes = [*one.notes, *_notes(one, results.get(id(one)), out)]
-            row: dict[str, Any] = {"student": one.student, "assignment": name, "points": ""}
+            row: dict[str, Any] = {"student": one.student, "id": one.id, "assignment": name}
             row |= {"file": shown(one.path), "notes": "; ".join(notes)}
             try:
                 notebook = book.find_submission_notebook(name, name, one.student)
@@ -616,28 +840,48 @@ def in_order(name: str) -> tuple[int, str]:
 
 def safe(value: Any) -> Any:
     """A cell that no spreadsheet takes for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
+    begins = isinstance(value, str) and value.lstrip()[:1] in ("=", "+", "-", "@")
+    return f"'{value}" if begins else value
 
 
 def _notes(one: Submission, marked: Marked | None, out: Path) -> list[str]:
-    if marked is not None:
-        return marked.notes
+    return marked.notes if marked is not None else remembered(one, out)["notes"]
+
+
+def remembered(one: Submission, out: Path) -> dict[str, Any]:
+    """By which tests a submission was marked last, and the notes of then."""
     path = out / "notes" / f"{one.student}-{one.assignment}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return told if isinstance(told, dict) and told else {"tests": "", "notes": []}
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack a .zip with the dates of its files, which say what was handed in last."""
+def unpack(archive: Path, folder: Path) -> dict[str, str]:
+    """Unpack a .zip with the dates of its files, which say what was handed in last.
+
+    Gives the files that could not be unpacked, with the reasons.
+    """
+    lost: dict[str, str] = {}
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
             if info.is_dir():
                 continue
-            if any(len(part.encode()) > 250 for part in info.filename.split("/")):
-                print(f"{info.filename[:60]}...: left out, its name is too long", flush=True)
-                continue
-            target = file.extract(info, folder)
-            date = time.mktime((*info.date_time, 0, 0, -1))
-            os.utime(target, (date, date))
+            try:
+                if info.flag_bits & 1:
+                    raise ValueError("is encrypted")
+                if info.file_size > LARGEST:
+                    raise ValueError(f"{info.file_size / 2**20:.0f} MB is more than can be read")
+                if info.file_size > shutil.disk_usage(folder).free - LARGEST:
+                    raise ValueError("the disk is full")
+                target = file.extract(info, folder)
+                date = time.mktime((*info.date_time, 0, 0, -1))
+                os.utime(target, (date, date))
+            except Exception as error:  # the others go on
+                known = isinstance(error, ValueError) and str(error)
+                reason = known or f"{type(error).__name__}: {str(error)[:100]}"
+                lost[info.filename] = f"cannot be unpacked: {reason}"
+                with contextlib.suppress(OSError, ValueError):
+                    (folder / info.filename).unlink()  # half of it
+    return lost
 
 
 def main() -> int:
@@ -648,7 +892,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at the same time")
     parser.add_argument("--seconds", type=float, default=60, help="that a cell may take")
     parser.add_argument("--memory", type=float, default=6, help="gigabytes for one submission")
+    parser.add_argument("--disk", type=float, default=2, help="gigabytes that it may write")
     parser.add_argument("--again", action="store_true", help="mark unchanged ones, too")
+    parser.add_argument("--hide-tests", action="store_true", help="no hidden tests in the pages")
     parser.add_argument("--trust", action="store_true", help="run students' code without walls")
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -656,7 +902,9 @@ def main() -> int:
         run_nbgrader(Path(args.run[0]), args.run[1], args.run[2], args.seconds)
         return 0
     warnings.filterwarnings("ignore", module="nbgrader")  # of its database, to its authors
-    settings = Settings(args.out.resolve(), args.seconds, args.memory, args.trust)
+    settings = Settings(
+        *(args.out.resolve(), args.seconds, args.memory, args.disk, args.trust, args.hide_tests)
+    )
     try:
         if args.submissions is None:
             raise ValueError("say where the submissions are: make grade SUBMISSIONS=folder")
@@ -666,12 +914,17 @@ def main() -> int:
                 "or newer, or a machine with nothing on it and --trust"
             )
         adopt_orphans()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with tempfile.TemporaryDirectory() as folder:
-            place = args.submissions
+            place, lost = args.submissions, {}
             if place.suffix == ".zip" and place.is_file():
-                unpack(place, Path(folder))
                 place = Path(folder)
-            print(grade(place, args.sources, settings, args.jobs, args.again))
+                lost = unpack(args.submissions, place)
+            print(grade(place, args.sources, settings, args.jobs, args.again, lost))
+    except KeyboardInterrupt as stopped:
+        told = str(stopped) or "nothing marked"
+        print(f"grade: stopped: {told}, the same call goes on from there", file=sys.stderr)
+        return 130
     except (ValueError, OSError, RuntimeError, zipfile.BadZipFile) as error:
         print(f"grade: {error}", file=sys.stderr)
         return 2

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import copy
 import csv
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import confine
 import nbformat
 import pytest
 from assign import build, make
+from collect import collect
 from conftest import ROOT
+from grade import unpack
 
 needs_walls = pytest.mark.skipif(not confine.version(), reason="this system has no Landlock")
 TEXT = """---
@@ -94,6 +100,22 @@ All or nothing.
 """
 DOUBLE = "def double(x):\n    return 2 * x\n"
 SQUARE_ROOT = "def root(x):\n    return math.sqrt(x)\n"
+SHOWS = (
+    "![my image.png](attachment:my%20image.png) ![gone](attachment:gone.png) "
+    "<script>alert(1)</script><img src=x onerror=alert(2)> $a<b$\n\n| n |\n|---|\n| 2 |\n"
+)
+MARKUP = """\
+from IPython.display import HTML, Javascript, display
+display(HTML("<script>alert(3)</script><b onclick='alert(4)'>bold</b>"), Javascript("alert(5)"))
+display({"image/png": ""}, raw=True, metadata={"image/png": {"width": "1 onerror=alert(6)"}})
+"""
+NO_ASSERTS = """\
+import ast
+class NoAsserts(ast.NodeTransformer):
+    def visit_Assert(self, node):
+        return ast.Pass()
+get_ipython().ast_transformers.append(NoAsserts())
+"""
 ESCAPES = "import os, sys, subprocess\nfrom pathlib import Path\n"
 
 
@@ -160,7 +182,7 @@ def hand_in(folder, course):
     def student(name, **given):
         put(f"{name}/a9-small.ipynb", answered(course, **given))
 
-    for i in range(11):
+    for i in range(3):
         student(f"right-{i}")
     put("blank/a9-small.ipynb", released(course))
     student("wrong", q1="def double(x):\n    return x + 2\n")
@@ -234,6 +256,32 @@ def hand_in(folder, course):
     put("tricks/a9-small.ipynb", notebook)
     leaves = "if not os.fork():\n    os.setsid()\n    os.fork() or os.execv('/bin/sleep', NAP)\n"
     student("leaves", q1=f"import os\nNAP = ['nap', '876']\n{leaves}{DOUBLE}")
+    notebook = answered(course, q3=SHOWS)
+    picture = base64.b64encode((ROOT / "book/static/00-build.png").read_bytes()).decode()
+    notebook.cells[at(notebook, "a9-q3")].attachments = {"my image.png": {"image/png": picture}}
+    put("picture/a9-small.ipynb", notebook)
+    student("markup", q1=f"{MARKUP}{DOUBLE}")
+    student("hook", q1="import sys\nsys.displayhook(2)\ndef double(x):\n    return x\n")
+    student("asserts", q1=f"{NO_ASSERTS}def double(x):\n    return x\n")
+    student("secret", q1=f"open('/etc/shadow').read()\n{DOUBLE}")
+    student("interrupts", q1="raise KeyboardInterrupt\n")
+    fills = "import time\nfor i in range(9):\n    open(f'{i}', 'wb').write(bytes(2**25))\n"
+    student("fills", q1=f"{fills}time.sleep(2.5)\n{DOUBLE}")
+    put("half/a9-small.ipynb", nbformat.writes(answered(course)).replace("An even", "\\ud83d"))
+    notebook = answered(course)
+    for cell in answered(course, q1="raise NotImplementedError", q3="Foreign words.").cells:
+        if "nbgrader" in cell.metadata:
+            about = cell.metadata["nbgrader"]
+            about["grade_id"], cell.id = about["grade_id"].replace("a9", "a8"), f"{cell.id}-8"
+            notebook.cells.append(cell)
+    put("foreign/a9-small.ipynb", notebook)
+    put("deep/a9-small.ipynb", "[" * 10**5)
+    put("Tom Ott_5_assignsubmission_onlinetext_/onlinetext.html", "<p>Hello.")
+    put("Tom Ott_5_assignsubmission_file_/a9-small.ipynb", answered(course))
+    put("a9-small_kim.ipynb", answered(course))
+    put("a9-small-lee.ipynb", answered(course))
+    (folder / "link").mkdir()
+    (folder / "link/a9-small.ipynb").symlink_to("/etc/passwd")
     put("Anna Maier_11_assignsubmission_file_/x.ipynb", answered(course))
     put("Anna Maier_22_assignsubmission_file_/x.ipynb", answered(course, q2=DOUBLE))
     put("anna1-a9-small.ipynb", answered(course))
@@ -268,18 +316,18 @@ def table(course, name):
 @pytest.fixture(scope="module")
 def marked(course):
     hand_in(course / "submissions", course)
-    words = grade(
-        course / "submissions", course, "--jobs", 2, "--seconds", 4, "--memory", 3, "--again"
-    )
+    limits = ("--seconds", 4, "--memory", 3, "--disk", 0.2)
+    words = grade(course / "submissions", course, "--jobs", 2, *limits, "--again")
     return words, {row["student"]: row for row in table(course, "grades.csv")}
 
 
 RIGHT = ("split", "above", "lambda", "under", "more", "warns", "pid", "exits", "leaves")
+RIGHT += ("picture", "markup", "half", "foreign", "Tom-Ott", "kim", "lee")
 RIGHT += (
     "anna1",
-    "Anna-Maier",
+    "Anna-Maier_11",
     "right-0",
-    "right-10",
+    "right-1",
     "heavy",
     "doubled",
     "deleted",
@@ -305,7 +353,10 @@ def test_right_answers_get_their_points_however_the_file_was_maltreated(marked, 
         ("deaf", "3", "Question 1: "),
         ("quits", "3", "Question 1: ended the process that it ran in"),
         ("edited", "3", "Question 1: its check was edited, and is put back"),
-        ("Anna-Maier-2", "2", "another Anna-Maier handed in as well"),
+        ("Anna-Maier_22", "2", "another Anna-Maier handed in as well"),
+        ("hook", "3", ""),
+        ("interrupts", "3", "Question 1: KeyboardInterrupt"),
+        ("fills", "3", "Question 1: wrote more than 0.2 GB"),
     ],
 )
 def test_a_bad_answer_costs_its_own_points_and_the_table_says_what_it_was(
@@ -322,6 +373,7 @@ def test_a_bad_answer_costs_its_own_points_and_the_table_says_what_it_was(
         ("peeks", "3", "Question 1: PermissionError"),
         ("writes", "2", "Question 2: PermissionError"),
         ("greedy", "3", "Question 1: "),
+        ("secret", "3", "Question 1: PermissionError: [Errno 13] Permission denied: '/etc/shadow'"),
     ],
 )
 def test_code_reads_and_writes_in_its_own_folder_only_and_takes_so_much_memory(
@@ -338,6 +390,8 @@ def test_code_reads_and_writes_in_its_own_folder_only_and_takes_so_much_memory(
         ("essay", "a9-small.pdf is not a Jupyter notebook"),
         ("torn", "a9-small.ipynb is not a Jupyter notebook"),
         ("other", "homework.ipynb is none of a9-small"),
+        ("deep", "a9-small.ipynb is not a Jupyter notebook"),
+        ("link", "holds no file"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_in_the_table_with_the_reason(marked, name, words):
@@ -348,9 +402,11 @@ def test_a_file_that_cannot_be_read_is_in_the_table_with_the_reason(marked, name
 
 def test_one_call_marks_them_all_with_progress_and_sums_up(marked):
     lines = marked[0].splitlines()
-    assert len(marked[1]) >= 32
-    assert sum(line.startswith("[") for line in lines) == len(marked[1]) - 3
-    assert f"{len(marked[1])} submissions: {len(marked[1]) - 3} marked, 3 not" in lines[-1]
+    assert len(marked[1]) >= 50
+    assert sum(line.startswith("[") for line in lines) == len(marked[1]) - 5
+    assert f"{len(marked[1])} submissions: {len(marked[1]) - 5} marked, 5 not" in lines[-1]
+    told = dict(line.split("] ")[1].split(" a9-small: ") for line in lines if line[0] == "[")
+    assert told["quits"].startswith("3 points, 1 to mark by hand (")
 
 
 @pytest.mark.parametrize(
@@ -365,6 +421,9 @@ def test_one_call_marks_them_all_with_progress_and_sums_up(marked):
         ("exits", "own cells left out: with them it ended the process"),
         ("tricks", "checks no longer fail in this notebook: look at it"),
         ("tricks", "Question 1: passes without an answer of its own"),
+        ("asserts", "checks no longer fail in this notebook: look at it"),
+        ("foreign", "cells of another assignment left out: 6"),
+        ("Tom-Ott", "onlinetext.html was left out"),
     ],
 )
 def test_what_was_put_right_stands_in_the_notes(marked, name, words):
@@ -387,6 +446,33 @@ def test_each_marked_submission_has_a_page_of_feedback_of_bearable_size(marked, 
         page = course / "grading/feedback" / name / "a9-small/a9-small.html"
         assert page.exists() == bool(row["points"])
         assert not row["points"] or page.stat().st_size < 2 * 2**20
+
+
+def test_a_page_names_questions_what_is_open_and_what_was_put_right(marked, course):
+    text = (course / "grading/feedback/edited/a9-small/a9-small.html").read_text(encoding="utf-8")
+    assert "<h1>edited, a9-small: 3 of 10 points, 1 answer still to be marked</h1>" in text
+    assert '<a href="#a9-q1-check">Question 1</a>: 0 of 2 points' in text
+    assert '<a href="#a9-q3">Question 3</a>: still to be marked, 5 points' in text
+    assert "<li>Question 1: its check was edited, and is put back</li>" in text
+    text = (course / "grading/feedback/tricks/a9-small/a9-small.html").read_text(encoding="utf-8")
+    assert "look at it" not in text  # that is for the teacher
+
+
+def test_a_page_shows_pictures_and_runs_nothing_of_a_students(marked, course, chromium):
+    for name, wanted in (("picture", "my image.png"), ("markup", "bold")):
+        page, said = chromium.new_page(), []
+        page.on("dialog", lambda dialog, said=said: (said.append(dialog), dialog.dismiss()))
+        page.route("http*://**", lambda route: route.abort())
+        page.goto((course / f"grading/feedback/{name}/a9-small/a9-small.html").as_uri())
+        for element in page.query_selector_all("b"):
+            element.click()
+        assert not said and wanted in page.content()
+        shown = "i => i.src.startsWith('data:') && i.naturalWidth > 50"
+        pictures = page.evaluate(f"[...document.images].filter({shown}).length")
+        assert pictures == (name == "picture")
+        if name == "picture":
+            assert page.query_selector("td").inner_text() == "2" and "$a&lt;b$" in page.content()
+        page.close()
 
 
 def test_marks_by_hand_are_taken_over_and_nothing_is_run_again(marked, course):
@@ -412,23 +498,23 @@ def test_a_table_from_a_german_spreadsheet_is_read_and_kept(marked, course):
     path = course / "grading/by-hand.csv"
     rows = table(course, "by-hand.csv")
     for row in rows:
-        if row["student"] == "right-10":
+        if row["student"] == "right-1":
             row["points"], row["comment"] = "3,5", "schön"
     with path.open("w", newline="", encoding="cp1252") as file:
         writer = csv.DictWriter(file, list(rows[0]), delimiter=";")
         writer.writeheader()
         writer.writerows(rows)
     grade(course / "submissions", course)
-    row = next(row for row in table(course, "grades.csv") if row["student"] == "right-10")
+    row = next(row for row in table(course, "grades.csv") if row["student"] == "right-1")
     assert row["points"] == "8.5"
     assert "schön".encode("cp1252") in path.with_suffix(".csv.bak").read_bytes()
 
 
 def test_a_mark_by_hand_is_for_the_answer_that_was_read(marked, course):
-    path = course / "submissions/right-9/a9-small.ipynb"
+    path = course / "submissions/right-2/a9-small.ipynb"
     rows = table(course, "by-hand.csv")
     for row in rows:
-        row["points"] = "5" if row["student"] == "right-9" else row["points"]
+        row["points"] = "5" if row["student"] == "right-2" else row["points"]
     with (course / "grading/by-hand.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -436,8 +522,8 @@ def test_a_mark_by_hand_is_for_the_answer_that_was_read(marked, course):
     grade(course / "submissions", course)
     path.write_text(nbformat.writes(answered(course, q3="Something else.")), encoding="utf-8")
     words = grade(course / "submissions", course)
-    row = next(row for row in table(course, "grades.csv") if row["student"] == "right-9")
-    assert "[1/1] right-9" in words
+    row = next(row for row in table(course, "grades.csv") if row["student"] == "right-2")
+    assert "[1/1] right-2" in words
     assert (row["points"], row["to mark by hand"]) == ("5", "1"), row
 
 
@@ -515,3 +601,146 @@ for name, attempt in {attempts!r}.items():
     known = confine.version()
     wanted = set(attempts) - ({"call"} if known < 4 else set()) - ({"end"} if known < 6 else set())
     assert {name for name, word in told.items() if word == "refused"} >= wanted, done
+
+
+# Who is who, and what a .zip holds ----------------------------------------------------------------
+
+
+def people(folder, course, *files, known=None, lost=None):
+    """Collect files with these names; who handed in what."""
+    for name in files:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = nbformat.writes(answered(course)) if path.suffix == ".ipynb" else "x"
+        path.write_text(text, encoding="utf-8")
+    found = collect(folder, {"a9-small": released(course)}, lost, known)
+    return {one.student: one for one in found}
+
+
+MOODLE = "assignsubmission_file_/a9-small.ipynb"
+
+
+def test_people_of_one_name_stay_apart_and_keep_their_names(course, tmp_path):
+    known = {}
+    files = [f"Eva Li_1_{MOODLE}", f"Eva Li_2_{MOODLE}", f"Eva-Li-2_3_{MOODLE}"]
+    found = people(tmp_path / "one", course, *files, known=known)
+    wanted = {"Eva-Li_1": "1", "Eva-Li_2": "2", "Eva-Li-2": "3"}
+    assert {name: one.id for name, one in found.items()} == wanted
+    found = people(tmp_path / "two", course, *reversed(files), f"Eva Li_4_{MOODLE}", known=known)
+    assert {name: one.id for name, one in found.items()} == wanted | {"Eva-Li_4": "4"}
+    found = people(tmp_path / "three", course, f"Bo_5_{MOODLE}", known=known)
+    found = people(tmp_path / "four", course, f"Bo_5_{MOODLE}", f"Bo_6_{MOODLE}", known=known)
+    assert {name: one.id for name, one in found.items()} == {"Bo": "5", "Bo_6": "6"}
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        (["Li Wu/a9-small.ipynb", "Li-Wu/a9-small.ipynb"], {"Li-Wu", "Li-Wu-2"}),
+        (["wu_12_34_a9-small.ipynb", "wu_56_78_a9-small.ipynb"], {"wu_12", "wu_56"}),
+        (["wu_LATE_12_34_a9-small.ipynb", "wu_12_35_a9-small-1.ipynb"], {"wu"}),
+        (["a9-small_jane.ipynb", "a9-small-bob.ipynb"], {"jane", "bob"}),
+        (["a9-small.ipynb", "a9-small (1).ipynb"], {"nobody", "nobody-2"}),
+        (["jane a9-small (1).ipynb", "jane-a9-small.ipynb"], {"jane"}),
+        (["Jane Doe_1_assignsubmission_file_a9-small.ipynb"], {"Jane-Doe"}),
+        (["jane/a9-small.ipynb", "jane/a9-small (1).ipynb"], {"jane"}),
+        (["all/jane.ipynb", "all/bob.ipynb"], {"jane", "bob"}),
+        (["all/jane/x.ipynb", "all/bob/x.ipynb", "__MACOSX/x"], {"jane", "bob"}),
+        ([f"Jane Doe_1_{MOODLE}"], {"Jane-Doe"}),
+    ],
+)
+def test_whose_a_file_is(course, tmp_path, files, wanted):
+    assert set(people(tmp_path, course, *files)) == wanted
+
+
+def test_one_bad_member_of_an_archive_costs_nobody_elses_work(course, tmp_path):
+    good = nbformat.writes(answered(course))
+    damaged, locked = f"Cy_3_{MOODLE}", f"Di_4_{MOODLE}"
+    far = f"Fa_6_assignsubmission_file_/{'deep/' * 900}a9-small.ipynb"
+    with zipfile.ZipFile(tmp_path / "all.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        for name in (f"Al_1_{MOODLE}", damaged, locked, f"Ed_5_{MOODLE}", far, "Bo", "Bo/x.ipynb"):
+            file.writestr(name, good)
+        file.writestr(f"Gi_7_{MOODLE}", bytes(201 * 2**20))
+        starts = {info.filename: info.header_offset for info in file.infolist()}
+    data = bytearray((tmp_path / "all.zip").read_bytes())
+    data[starts[damaged] + 200 : starts[damaged] + 300] = bytes(100)
+    data[data.rindex(locked.encode()) - 38] |= 1  # its flags in the list at the end
+    (tmp_path / "all.zip").write_bytes(data)
+    folder = tmp_path / "unpacked"
+    folder.mkdir()
+    lost = unpack(tmp_path / "all.zip", folder)
+    assert set(lost) == {damaged, locked, far, "Bo/x.ipynb", f"Gi_7_{MOODLE}"}
+    found = people(folder, course, lost=lost)
+    assert {name for name, one in found.items() if one.notebook} == {"Al", "Bo", "Ed"}
+    for name, words in (
+        ("Cy", "cannot be unpacked: "),
+        ("Di", "is encrypted"),
+        ("Fa", "File name too long"),
+        ("Gi", "201 MB is more than can be read"),
+    ):
+        assert words in found[name].notes[-1] and found[name].id, found[name]
+
+
+# A second call, and one that is ended -------------------------------------------------------------
+
+
+@pytest.fixture
+def two(course, tmp_path):
+    """A course of its own, with two submissions."""
+    for part in ("source", "release"):
+        shutil.copytree(course / part, tmp_path / part)
+    for name, q1 in (("right", DOUBLE), ("near", "def double(x):\n    return 2 * x if x else 1\n")):
+        path = tmp_path / "submissions" / name / "a9-small.ipynb"
+        path.parent.mkdir(parents=True)
+        path.write_text(nbformat.writes(answered(course, q1=q1)), encoding="utf-8")
+    return tmp_path
+
+
+def points(course):
+    return {row["student"]: row["points"] for row in table(course, "grades.csv")}
+
+
+def test_other_tests_are_asked_again_and_can_be_kept_from_the_pages(two):
+    grade(two / "submissions", two)
+    assert points(two) == {"right": "5", "near": "3"}
+    text = TEXT.replace("(-3, 0, 10**6)", "(-3, 7, 10**6)").replace("[-6, 0,", "[-6, 14,")
+    (two / "a9-small.md").write_text(text, encoding="utf-8")
+    make([two / "a9-small.md"], two)
+    words = grade(two / "submissions", two, "--hide-tests")
+    assert "[2/2]" in words and points(two) == {"right": "5", "near": "5"}
+    (two / "a9-small.md").write_text(TEXT, encoding="utf-8")
+    make([two / "a9-small.md"], two)
+    words = grade(two / "submissions", two, "--hide-tests")
+    assert "[2/2]" in words and points(two) == {"right": "5", "near": "3"}
+    page = (two / "grading/feedback/near/a9-small/a9-small.html").read_text(encoding="utf-8")
+    assert "AssertionError" in page and "10**6" not in page and "HIDDEN" not in page
+    assert "unchanged" in grade(two / "submissions", two)
+
+
+def test_a_call_that_is_ended_keeps_what_it_has_and_leaves_nothing_running(course, two):
+    path = two / "submissions/sleeps/a9-small.ipynb"
+    path.parent.mkdir()
+    sleeps = f"import time\ntime.sleep(987)\n{DOUBLE}"
+    path.write_text(nbformat.writes(answered(course, q1=sleeps)), encoding="utf-8")
+    command = [sys.executable, ROOT / "book/grade.py", two / "submissions", "--jobs", 2]
+    command += ["--out", two / "grading", "--sources", two / "source"]
+    command += [] if confine.version() else ["--trust"]
+    with subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("[2/3]"):
+                break
+        assert "another call is marking" in grade(two / "submissions", two, expect=2)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told == "grade: stopped: 2 of 3 marked, the same call goes on from there\n"
+    mine = str(two).encode()
+    for running in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = running.read_bytes()
+            assert mine not in words and not (b"mark-" in words and b"confine" in words)
+    words = grade(two / "submissions", two, "--seconds", 3)
+    assert "2 unchanged since the last call" in words and "[1/1] sleeps" in words
+    assert points(two) == {"right": "5", "near": "3", "sleeps": "3"}

@@ -184,6 +184,12 @@ def test_each_wrong_answer_loses_its_question(name, solved):
     assert {f"{short}-{key}-check" for key in found} == set(official)
     for key, ideas in found.items():
         assert len(ideas) >= 3, f"{key} has {len(ideas)} wrong answers"
+        check = official[f"{short}-{key}-check"]
+        shown = nbformat.v4.new_code_cell(HIDDEN.sub("", check.source))
+        tried = ([nbformat.v4.new_code_cell(text), shown] for text in ideas.values())
+        assert not all(play(cells, dict(names))[1] for cells in tried), (
+            f"{key}: what its hidden tests find, the visible ones find as well"
+        )
         for idea, text in ideas.items():
             cells = [nbformat.v4.new_code_cell(text), official[f"{short}-{key}-check"]]
             _, failed = play(cells, dict(names))

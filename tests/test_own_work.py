@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.func import jacfwd
 from torch.nn.functional import scaled_dot_product_attention as attend
 
 import vitmini as vm
@@ -45,6 +46,12 @@ def test_a_function_of_pytorch_is_refused_imported_or_not(name):
         getattr(F, name)(*given)
     with pytest.raises(WrongAnswer), own_work("torch.nn.functional.scaled_dot_product_attention"):
         attend(IMAGES, IMAGES, IMAGES)
+
+
+def test_a_derivative_is_refused_and_works_again_afterwards():
+    with pytest.raises(WrongAnswer, match=r"torch\.func\.jacfwd"), own_work("torch.func.jacfwd"):
+        jacfwd(torch.sin)(torch.zeros(2))
+    assert torch.equal(jacfwd(torch.sin)(torch.zeros(2)), torch.eye(2))
 
 
 def test_everything_else_goes_on_and_an_error_of_the_answer_restores_the_library():

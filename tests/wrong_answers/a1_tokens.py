@@ -65,6 +65,28 @@ def tokens_and_parameters(image_size, patch_size, channels, dim, positions, pref
         raise ValueError(positions)
     return T, (channels * P * Q + 1) * dim + prefix * dim + tables[positions]
 """,
+        "a projection for square patches": """
+def tokens_and_parameters(image_size, patch_size, channels, dim, positions, prefix):
+    (H, W), (P, Q) = image_size, patch_size
+    rows, columns = -(-H // P), -(-W // Q)
+    T = prefix + rows * columns
+    tables = {"none": 0, "sincos2d": 0, "learned": T * dim,
+              "learned2d": (rows + columns) * dim // 2 + prefix * dim}
+    if positions not in tables:
+        raise ValueError(positions)
+    return T, (channels * P * P + 1) * dim + prefix * dim + tables[positions]
+""",
+        "a square grid in the two-dimensional table": """
+def tokens_and_parameters(image_size, patch_size, channels, dim, positions, prefix):
+    (H, W), (P, Q) = image_size, patch_size
+    rows, columns = -(-H // P), -(-W // Q)
+    T = prefix + rows * columns
+    tables = {"none": 0, "sincos2d": 0, "learned": T * dim,
+              "learned2d": max(rows, columns) * dim + prefix * dim}
+    if positions not in tables:
+        raise ValueError(positions)
+    return T, (channels * P * Q + 1) * dim + prefix * dim + tables[positions]
+""",
         "printed, not returned": """
 def tokens_and_parameters(image_size, patch_size, channels, dim, positions, prefix):
     (H, W), (P, Q) = image_size, patch_size
@@ -763,6 +785,22 @@ def similarity_by_offset(pos_embed, grid, prefix=1):
 """,
     },
     "stretch": {
+        "always in double precision": """
+def resize_kernel(weight, size):
+    D, C, P, Q = weight.shape
+    basis = torch.eye(P * Q, dtype=torch.float64).view(P * Q, 1, P, Q)
+    B = F.interpolate(basis, size, mode="bilinear").flatten(1).T
+    v = torch.linalg.pinv(B.T) @ weight.double().reshape(D * C, P * Q).T
+    return v.T.reshape(D, C, *size)
+""",
+        "square patches only": """
+def resize_kernel(weight, size):
+    D, C, P, _ = weight.shape
+    basis = torch.eye(P * P, dtype=torch.float64).view(P * P, 1, P, P)
+    B = F.interpolate(basis, (size[0], size[0]), mode="bilinear").flatten(1).T
+    v = torch.linalg.pinv(B.T) @ weight.double().reshape(D * C, -1).T
+    return v.T.reshape(D, C, *size).to(weight.dtype)
+""",
         "the kernel is interpolated like a picture": """
 def resize_kernel(weight, size):
     return F.interpolate(weight, size, mode="bilinear", align_corners=False)

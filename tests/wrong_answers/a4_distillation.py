@@ -217,6 +217,16 @@ def soft_loss_and_gradient(student, teacher, temperature):
 
     return loss(student), torch.func.grad(loss)(student)
 """,
+        "left to torch.func, forwards": """
+from torch.func import jacfwd
+
+def soft_loss_and_gradient(student, teacher, temperature):
+    def loss(z):
+        q, p = ((logits / temperature).log_softmax(1) for logits in (z, teacher))
+        return temperature**2 * torch.where(p > -math.inf, p.exp() * (p - q), 0.0).sum(1).mean()
+
+    return loss(student), jacfwd(loss)(student)
+""",
         "always in double precision": swapped(
             SOFT, ("(student / temperature)", "(student.double() / temperature)")
         ),

@@ -30,7 +30,7 @@ class Screen:
 
     def __init__(self, monkeypatch):
         self.outputs, self.drawn, self.now = [], 0, 100.0
-        monkeypatch.setattr(live, "_in_notebook", lambda: True)
+        monkeypatch.setattr(live, "in_notebook", lambda: True)
         monkeypatch.setattr(IPython.display, "display", self.display)
         monkeypatch.setattr(live.time, "monotonic", lambda: self.now)
 

@@ -51,6 +51,17 @@ def test_every_augmentation_is_drawn_and_changes_the_image():
     assert all(torch.equal(p, image) or torch.equal(p, image.flip(1)) for p in found["flip"])
 
 
+def test_a_figure_of_lines_is_vectors_and_one_of_pictures_is_not():
+    lines = vm.plot.lines({"a": ([1, 2], [3.0, 4.0])}, "x (px)", "y")
+    text = lines._repr_svg_()
+    assert text == vm.plot.svg(lines) and text.count("<image") == 0 and "<path" in text
+    image = vm.widgets.figure_bytes(lines, "svg")
+    assert image.decode() == text
+    page = vm.widgets.stepper("x", [vm.widgets.Frame(image, "one", "A line.")])._repr_html_()
+    assert "data:image/svg+xml;base64," in page
+    assert not hasattr(vm.plot.images(CAT[None]), "_repr_svg_")
+
+
 def test_a_seed_draws_the_same_figure_again():
     first, again, other = (rows(vm.plot.augmentations(CAT, seed=seed)) for seed in (1, 1, 2))
     assert all(map(torch.equal, first["affine"], again["affine"]))

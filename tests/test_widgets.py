@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+import nbformat
 import pytest
 import torch
+from nbclient import NotebookClient
 
 import vitmini as vm
 from vitmini.data import normalize
@@ -38,6 +40,7 @@ def picture(channels=3):
         ({"maps": maps_of(2), "choices": [Choice("head", "12")], "start": (2,)}, "start must hold"),
         ({"maps": maps_of(2), "choices": [Choice("head", "12")], "start": (0, 0)}, "start must"),
         ({"maps": maps_of(1), "image": b"GIF89a"}, "image must be the bytes of a PNG"),
+        ({"maps": maps_of(1), "alike": maps_of(1)}, r"alike must be \(6, 6\)"),
     ],
 )
 def test_an_explorer_that_does_not_fit_together_is_refused(options, words):
@@ -186,6 +189,80 @@ def test_the_explorer_of_a_model_shows_its_attention_and_its_distances(show):
     assert page.locator("option").all_inner_texts() == [
         "a patch", "class token", "distillation token"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["learned", "learned2d", "sincos2d", "relative", "none"])
+def test_the_explorer_of_a_model_shows_which_positions_resemble_the_chosen_one(show, kind):
+    torch.manual_seed(1)
+    model = vm.create_model("vit_cifar_mini", image_size=(8, 12), depth=1, pos_embed=kind)
+    page = show(vm.widgets.attention_explorer(model, picture(), (0.5,) * 3, (0.25,) * 3), 390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    words, canvases = page.locator("p"), page.locator("canvas")
+    if kind in ("relative", "none"):  # nothing is added to a token
+        assert canvases.count() == 2 and "position" not in words.inner_text()
+        return
+    alike = vm.position_similarity(model.positions().detach(), GRID, 1).reshape(N, N)
+    sides = {round(c.bounding_box()["width"]) for c in canvases.all()}
+    assert canvases.count() == 3 and len(sides) == 1 and sides.pop() > 130
+    for row, column in ((0, 0), (1, 2)):
+        box = canvases.nth(2).bounding_box()
+        x, y = ((k + 0.5) / n for k, n in ((column, 3), (row, 2)))
+        page.mouse.click(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        others = alike[3 * row + column].clone()
+        others[3 * row + column] = -2
+        told = re.search(
+            r"Its position resembles most .* row (\d), column (\d): cosine (.*)\.$",
+            words.inner_text(),
+        )
+        best = 3 * (int(told[1]) - 1) + int(told[2]) - 1
+        assert others[best] == pytest.approx(others.max().item(), abs=1e-4)
+        assert float(told[3]) == pytest.approx(others.max().item(), abs=0.006)
+        assert colour(page, row, column) == [0x2D, 0x00, 0x4B, 255]  # as itself: the purple end
+    page.get_by_label("from", exact=True).select_option("class token")
+    assert "position" not in words.inner_text()
+    assert colour(page, 0, 0) == [0xF6, 0xF6, 0xF7, 255]  # a class token has no place: white
+
+
+CELLS = (
+    """import datetime, io
+import vitmini as vm
+from PIL import Image
+model = vm.create_model("vit_cifar_mini", depth=1)
+explore = lambda image: vm.widgets.Html(f"<b>{image.unique().tolist()}</b>")
+box = vm.widgets.own_picture(explore, vm.load_photo("cat", 32)[:, :1, :1])
+button, shown = box.children
+def choose(content):
+    about = {"name": "me", "type": "image/png", "size": 1, "content": memoryview(content)}
+    button.value = (about | {"last_modified": datetime.datetime.now()},)
+file = io.BytesIO()
+Image.new("RGB", (50, 40), (9, 9, 9)).save(file, "PNG")""",
+    "choose(file.getvalue())",
+    "choose(b'no picture')",
+)
+
+
+def test_a_live_notebook_takes_a_picture_of_the_readers_own(monkeypatch):
+    found = []
+    for count in (2, 3):  # the output of a widget is known when the notebook has run
+        cells = [nbformat.v4.new_code_cell(text) for text in CELLS[:count]]
+        notebook = nbformat.v4.new_notebook(cells=cells)
+        monkeypatch.delenv("VITMINI_STATIC", raising=False)
+        NotebookClient(notebook, kernel_name="python3").execute()
+        widgets = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
+        [output] = [w for w in widgets.values() if w["model_name"] == "OutputModel"]
+        found.append(str(output["state"]["outputs"]))
+    assert "<b>[9]</b>" in found[0]
+    assert "cannot read your picture as a picture: no picture of a known kind" in found[1]
+
+
+def test_where_nobody_can_press_a_button_there_is_none(monkeypatch):
+    def explore(image):
+        return vm.widgets.Html(str(image.shape[0]))
+
+    assert vm.widgets.own_picture(explore, picture())._repr_html_() == "3"  # no notebook
+    monkeypatch.setattr(vm.widgets, "in_notebook", lambda: True)
+    monkeypatch.setenv("VITMINI_STATIC", "1")  # a page that is being built
+    assert vm.widgets.own_picture(explore, picture())._repr_html_() == "3"
 
 
 def test_a_grey_picture_is_ink_on_paper():

@@ -56,7 +56,7 @@ class LiveCurve:
         self.epochs = config.epochs
         self.folder = None if folder is None else Path(folder)
         self.history = self._earlier() if folder is not None else list(history)
-        self._notebook = _in_notebook()
+        self._notebook = in_notebook()
         self._display: Any = None
         self._next = 0.0  # when drawing is due again
         if self.history:
@@ -140,8 +140,11 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _in_notebook() -> bool:
-    """Whether a kernel runs this, which shows pictures; IPython is not loaded to find out."""
+def in_notebook() -> bool:
+    """Whether a kernel runs this, which shows pictures; IPython is not loaded to find out.
+
+    Chapter: 7
+    """
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return getattr(shell, "kernel", None) is not None

@@ -6,7 +6,9 @@ can tell apart. Chapter: the one whose text calls the function.
 
 from __future__ import annotations
 
+import io
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +47,35 @@ STYLE: Any = {
 }
 
 
-def _new(rows: int = 1, columns: int = 1, size: tuple[float, float] | None = None, **options):
+class Drawing(Figure):
+    """A figure of lines, points and words: a notebook shows it as vectors, sharp at any size."""
+
+    def _repr_svg_(self) -> str:
+        return svg(self)
+
+
+def svg(figure: Figure) -> str:
+    """Draw a figure as SVG, the same text each time. Chapter: 11."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "vitmini"}):
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _new(
+    rows: int = 1,
+    columns: int = 1,
+    size: tuple[float, float] | None = None,
+    vector: bool = False,
+    **options,
+):
+    """Axes in rows and columns. `vector`: nothing in them is a picture, so show no pixels."""
+    if vector:
+        options["FigureClass"] = Drawing
+        ipython = sys.modules.get("IPython")
+        shell = ipython.get_ipython() if ipython else None
+        if shell is not None:  # else a notebook would get the pixels of every figure, too
+            shell.display_formatter.formatters["image/png"].for_type(Drawing, lambda figure: None)
     with mpl.rc_context(STYLE | ({"figure.figsize": size} if size else {})):
         drawn = plt.subplots(rows, columns, squeeze=False, **options)
         interactive = mpl.is_interactive()  # a notebook's backend says so when it is first used
@@ -96,7 +126,7 @@ def learning_curve(
     `epochs` leaves room for those that are still to come. A record without `val_accuracy` has no
     point on the right.
     """
-    figure, [[left, right]] = _new(1, 2, (6.4, 2.6))
+    figure, [[left, right]] = _new(1, 2, (6.4, 2.6), vector=True)
     mark = "." if len(history) <= 20 else ""  # one epoch alone makes no line
     left.plot(
         [r["epoch"] for r in history],
@@ -166,7 +196,7 @@ def rows(labels: Sequence[str], metrics: Sequence[Mapping[str, Any]], xlabel: st
 
     Each metric is one of a stored result, with `mean` and `stderr`, drawn in percent.
     """
-    figure, [[axes]] = _new(1, 1, (5.8, 0.8 + 0.36 * len(labels)))
+    figure, [[axes]] = _new(1, 1, (5.8, 0.8 + 0.36 * len(labels)), vector=True)
     places = range(len(labels))
     values = [100 * m["mean"] for m in metrics]
     errors = [100 * m["stderr"] for m in metrics]
@@ -249,7 +279,7 @@ def patch_costs(
     patch_sizes: Sequence[int], tokens: Sequence[int], gflops: Sequence[float]
 ) -> Figure:
     """Plot sequence length and FLOPs of one image against the patch size. Chapter: 1."""
-    figure, [[left, right]] = _new(1, 2, (6.4, 2.8))
+    figure, [[left, right]] = _new(1, 2, (6.4, 2.8), vector=True)
     for axes, values, color, label in (
         (left, tokens, BLUE, "tokens"),
         (right, gflops, ORANGE, "GFLOPs an image"),
@@ -268,7 +298,7 @@ def means(
     labels: Sequence[str], values: Sequence[float], errors: Sequence[float], ylabel: str
 ) -> Figure:
     """Draw a point for each mean, with its standard error and its value beside it. Chapter: 1."""
-    figure, [[axes]] = _new(1, 1, (5.2, 2.8))
+    figure, [[axes]] = _new(1, 1, (5.2, 2.8), vector=True)
     places = range(len(labels))
     axes.errorbar(places, values, yerr=errors, fmt="o", color=BLUE, capsize=5, markersize=7)
     for x, value in zip(places, values, strict=True):
@@ -281,7 +311,7 @@ def means(
 
 def line(x: Sequence[float], y: Sequence[float], xlabel: str, ylabel: str) -> Figure:
     """Plot one curve from zero up. Chapter: 1."""
-    figure, [[axes]] = _new(1, 1, (5.6, 2.6))
+    figure, [[axes]] = _new(1, 1, (5.6, 2.6), vector=True)
     axes.plot(x, y, ".-", color=BLUE)
     axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None))
     return figure
@@ -299,7 +329,7 @@ def lines(
     `log` makes both axes logarithmic, "y" only the vertical one; `limits` are those of the
     vertical axis. A curve that ends because its values are no numbers any more ends in a cross.
     """
-    figure, [[axes]] = _new(1, 1, (5.8, 3.0))
+    figure, [[axes]] = _new(1, 1, (5.8, 3.0), vector=True)
     marks = ("o-", "s--", "^-.", "v:", "D-", "P--")
     for (name, (x, y)), mark in zip(series.items(), marks, strict=False):
         few = len(x) <= 20
@@ -405,7 +435,7 @@ def resized_places(old: int, new: int) -> Figure:
     """
     if min(old, new) < 2:
         raise ValueError(f"old and new must be at least 2, got {old} and {new}")
-    figure, grid = _new(2, 1, (5.8, 4.4))
+    figure, grid = _new(2, 1, (5.8, 4.4), vector=True)
     own = [(i + 0.5) / new for i in range(new)]  # in widths of the picture
     aligned = [(0.5 + i * (old - 1) / (new - 1)) / old for i in range(new)]
     for axes, title, read in zip(
@@ -437,7 +467,7 @@ def groups(
 
     Each value of a series is a metric of a stored result, with `mean` and `stderr`.
     """
-    figure, [[axes]] = _new(1, 1, (5.8, 3.0))
+    figure, [[axes]] = _new(1, 1, (5.8, 3.0), vector=True)
     for k, (name, metrics) in enumerate(series.items()):
         places = [i + 0.14 * (k - (len(series) - 1) / 2) for i in range(len(labels))]
         axes.errorbar(
@@ -467,7 +497,7 @@ def against(
     Each value of a series is a metric of a stored result, with `mean` and `stderr`. Names such as
     "ViT, weak" and "ViT, strong" share a colour and differ in their lines.
     """
-    figure, [[axes]] = _new(1, 1, (5.8, 3.2))
+    figure, [[axes]] = _new(1, 1, (5.8, 3.2), vector=True)
     families = list(dict.fromkeys(name.partition(", ")[0] for name in series))
     kinds = list(dict.fromkeys(name.partition(", ")[2] for name in series))
     colors = STYLE["axes.prop_cycle"].by_key()["color"]
@@ -530,7 +560,7 @@ def masks(weights: Sequence[Tensor], titles: Sequence[str]) -> Figure:
 
 def softmax_bars(weights: Mapping[str, Tensor]) -> Figure:
     """Draw the attention weights of one query, largest first, for several ways. Chapter: 3."""
-    figure, grid = _new(1, len(weights), (5.6, 2.4), sharey=True)
+    figure, grid = _new(1, len(weights), (5.6, 2.4), sharey=True, vector=True)
     for axes, (name, values), color in zip(grid[0], weights.items(), (BLUE, ORANGE), strict=False):
         axes.bar(range(len(values)), values.sort(descending=True).values, color=color)
         axes.set(title=name, xlabel="keys, sorted", ylim=(0, 1), xticks=[])
@@ -558,7 +588,7 @@ def attention_costs(results: Sequence[Mapping[str, Any]]) -> Figure:
 
     Each result has `device` and `curves` as the experiment `attention-cost-cpu` stores them.
     """
-    figure, grid = _new(len(results), 2, (6.4, 2.7 * len(results)))
+    figure, grid = _new(len(results), 2, (6.4, 2.7 * len(results)), vector=True)
     for row, result in zip(grid, results, strict=True):
         curves = result["curves"]
         for axes, key, scale, label in (
@@ -668,7 +698,7 @@ def head_distances(
     """
     columns = min(len(distances), 2)  # more beside each other cannot be read on a phone
     rows = -(-len(distances) // columns)
-    figure, grid = _new(rows, columns, (5.8, 2.7 * rows + 0.6), sharey=True)
+    figure, grid = _new(rows, columns, (5.8, 2.7 * rows + 0.6), sharey=True, vector=True)
     for axes in grid.flat[len(distances) :]:
         axes.set_axis_off()
     largest = max([uniform, *(d.max().item() for d in distances.values())])
@@ -692,7 +722,7 @@ def stacked(
     labels: Sequence[str], parts: Mapping[str, Sequence[float]], xlabel: str, title: str = ""
 ) -> Figure:
     """Draw a bar for each label, its parts laid end to end. Chapter: 6."""
-    figure, [[axes]] = _new(1, 1, (5.8, 0.9 + 0.42 * len(labels)))
+    figure, [[axes]] = _new(1, 1, (5.8, 0.9 + 0.42 * len(labels)), vector=True)
     left = [0.0] * len(labels)
     hatches = ("", "//", "..", "xx", "--", "++")
     for (name, values), hatch in zip(parts.items(), hatches, strict=False):
@@ -723,7 +753,7 @@ def draws(
     curves: Tensor, xlabel: str, ylabel: str, limits: tuple[float, float], title: str = ""
 ) -> Figure:
     """Plot random curves (draws, L + 1) thin, and their median thick, on a log axis. Chapter: 5."""
-    figure, [[axes]] = _new(1, 1, (5.8, 3.0))
+    figure, [[axes]] = _new(1, 1, (5.8, 3.0), vector=True)
     floor = limits[0] / 10  # what vanished altogether leaves the picture through its floor
     axes.plot(curves.clamp_min(floor).T, color=SKY, linewidth=0.8, alpha=0.8)
     axes.plot(curves.median(0).values.clamp_min(floor), color=BLUE, linewidth=2.5, label="median")
@@ -737,7 +767,7 @@ def panels(
     series: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str, log: bool = True
 ) -> Figure:
     """Plot the same named curves in several panels, each with its own y label. Chapter: 5."""
-    figure, grid = _new(len(series), 1, (5.8, 2.1 * len(series) + 0.6), sharex=True)
+    figure, grid = _new(len(series), 1, (5.8, 2.1 * len(series) + 0.6), sharex=True, vector=True)
     dashes = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), "-")
     for axes, (ylabel, curves) in zip(grid[:, 0], series.items(), strict=True):
         for (name, values), dash in zip(curves.items(), dashes, strict=False):

@@ -10,9 +10,12 @@ import html
 import io
 import json
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +24,17 @@ from torch import Tensor, nn
 
 from vitmini.data import normalize
 from vitmini.inspection import attention_distance, attention_maps
+from vitmini.live import in_notebook
 from vitmini.patches import as_pair
-from vitmini.positions import PUBLISHED, resize_pos_embed
+from vitmini.pictures import read_image
+from vitmini.positions import PUBLISHED, position_similarity, resize_pos_embed
 
 
 @dataclass(frozen=True)
 class Frame:
     """One position of a stepper: a picture, the words beside the slider, and what it shows.
 
-    `image` is the bytes of a PNG, JPEG or WebP file; `name` is short ("epoch 5"); `alt` is the
+    `image` is the bytes of a PNG, JPEG, WebP or SVG file; `name` is short ("epoch 5"); `alt` is the
     text for those who do not see the picture, which is also printed below it.
     Chapter: 0
     """
@@ -87,15 +92,22 @@ def stepper(label: str, frames: Sequence[Frame], start: int = 0) -> Html:
 def figure_bytes(figure: Any, kind: str = "png", dpi: int = 100) -> bytes:
     """Draw a matplotlib figure into the bytes of a file and close it.
 
-    `kind` is "png", "jpeg" or "webp"; photographs are smallest as "webp".
+    `kind` is "png", "jpeg", "webp" or "svg"; photographs are smallest as "webp", curves are
+    sharpest as "svg".
     Chapter: 0
     """
     from matplotlib import pyplot as plt
 
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=dpi, bbox_inches="tight")
+    if kind == "svg":
+        from vitmini.plot import svg
+
+        data = svg(figure).encode()
+    else:
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=dpi, bbox_inches="tight")
+        data = buffer.getvalue()
     plt.close(figure)
-    return buffer.getvalue()
+    return data
 
 
 def _kind(image: bytes) -> str:
@@ -105,7 +117,9 @@ def _kind(image: bytes) -> str:
         return "jpeg"
     if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
         return "webp"
-    raise ValueError("image must be the bytes of a PNG, JPEG or WebP file")
+    if image.lstrip()[:5] in (b"<?xml", b"<svg "):
+        return "svg+xml"
+    raise ValueError("image must be the bytes of a PNG, JPEG, WebP or SVG file")
 
 
 # An explorer of maps --------------------------------------------------------------------------
@@ -134,19 +148,21 @@ def map_explorer(
     relation: str = "attends most to",
     unit: str = "%",
     start: Sequence[int] = (),
+    alike: Tensor | None = None,
 ) -> Html:
     """Make an explorer: choose a patch, and see the map that belongs to it.
 
-    A click or touch on the picture or on the map chooses the patch; so do the sliders of row and
+    A click or touch on the picture or on a map chooses the patch; so do the sliders of row and
     column, by keyboard. Further sliders choose among the maps (a layer, a head). The words below
-    say in numbers what the colours show.
+    say in numbers what the colours show. A second map can show how much the patches' positions
+    resemble that of the chosen one; no slider changes it.
 
     Shapes: `maps` (M, P + N, N), a map over the N patches for each of the prefix tokens named in
         `prefix` and for each patch, M the product of the lengths of `choices`, the last one
         running fastest; `image` is the bytes of a PNG, JPEG or WebP file; `notes` says something
         of each of the M. `limits` are the values of the darkest and the lightest colour (None:
         from 0 to the largest of each map). `unit` "%" tells hundredths, "" the numbers themselves.
-        `start` is the first position of each choice.
+        `start` is the first position of each choice. `alike` (N, N) are cosines of positions.
     Raises: `ValueError` when these do not fit together.
     Chapter: 11
     """
@@ -164,6 +180,8 @@ def map_explorer(
         0 <= i < len(choice.values) for i, choice in zip(start, choices, strict=True)
     ):
         raise ValueError(f"start must hold a position of each of the choices, got {start}")
+    if alike is not None and tuple(alike.shape) != (N, N):
+        raise ValueError(f"alike must be {(N, N)}, a map a patch, got {tuple(alike.shape)}")
     values = maps.detach().double().cpu()
     low, high = limits or (0.0, 0.0)
     colours = _SIGNED if limits and low == -high else _COLOURS
@@ -184,7 +202,12 @@ def map_explorer(
         "unit": unit,
         "relation": relation,
         "colours": colours,
+        "alike": "",
+        "signed": _SIGNED,
     }
+    if alike is not None:
+        steps = ((alike.detach().double().cpu() + 1) / 2 * 65535).round().clamp(0, 65535)
+        program["alike"] = base64.b64encode(steps.numpy().astype("<u2").tobytes()).decode()
     sliders = [(c.name, list(c.values), i) for c, i in zip(choices, start, strict=True)]
     sliders += [("row", [str(i + 1) for i in range(rows)], rows // 2)]
     sliders += [("column", [str(i + 1) for i in range(columns)], columns // 2)]
@@ -195,28 +218,34 @@ def map_explorer(
             f'<label for="{name}-from">from</label><select id="{name}-from" style="font:inherit;'
             f'max-width:100%">{asked}</select><span></span>{controls}'
         )
-    pane = f'<div style="position:relative;flex:1 1 8em;max-width:18em;{_TOUCH}">'
+    pane = f'<div style="position:relative;{_TOUCH}">'
     canvas = '<canvas role="img" style="width:100%;cursor:crosshair;image-rendering:pixelated;'
-    panes = f'{pane}{canvas}display:block"></canvas></div>'
+    below = '<div style="font-size:.9em">{}</div>'
+    shown = [f'{pane}{canvas}display:block"></canvas></div>{_legend(colours)}']
+    if alike is not None:
+        shown[0] += below.format("attention" if unit == "%" else "map")
+        shown.append(f'{pane}{canvas}display:block"></canvas></div>{_legend(_SIGNED)}')
+        shown[1] += below.format("positions alike")
     if image is not None:
         picture = f"data:image/{_kind(image)};base64,{base64.b64encode(image).decode()}"
         alt = html.escape(f"{label} The picture, in {rows} rows and {columns} columns of patches.")
-        panes = (
+        shown.insert(
+            0,
             f'{pane}<img src="{picture}" alt="{alt}" style="display:block;width:100%;'
             f'image-rendering:pixelated">{canvas}position:absolute;inset:0;height:100%"></canvas>'
-            f"</div>{panes}"
+            "</div>",
         )
+    panes = "".join(f"<div>{one}</div>" for one in shown)
     return Html(
         f'<figure class="vm-explorer" style="margin:1em 0" aria-label="{html.escape(label)}">'
         f'<div style="font-weight:600">{html.escape(label)}</div>'
         '<div style="display:grid;grid-template-columns:max-content minmax(6em,20em) 4em;'
         f'gap:0 .8em;align-items:center">{controls}</div>'
-        f'<div style="display:flex;gap:.8em;max-width:37em">{panes}</div>'
-        '<div style="display:flex;gap:.5em;align-items:center;margin:.3em 0"><output></output>'
-        f'<span style="flex:0 1 10em;height:.8em;{_bar(colours)}"></span><output></output></div>'
-        '<p aria-live="polite" style="margin:.4em 0;min-height:3em"></p>'
-        f"<script>({_EXPLORE})(document.currentScript.parentElement,{_in_script(program)})</script>"
-        "</figure>"
+        '<div style="display:grid;grid-template-columns:repeat(auto-fit,minmax(8.5em,1fr));'
+        f'gap:.8em;max-width:{18.5 * len(shown):g}em">{panes}</div>'
+        f'<p aria-live="polite" style="margin:.4em 0;min-height:{5 if alike is not None else 3}em">'
+        f"</p><script>({_EXPLORE})(document.currentScript.parentElement,{_in_script(program)})"
+        "</script></figure>"
     )
 
 
@@ -230,7 +259,8 @@ def attention_explorer(
 ) -> Html:
     """Make the explorer of a model's attention on one picture, a reader's own for instance.
 
-    Each head says its mean attention distance on this picture.
+    Each head says its mean attention distance on this picture. Where the model adds a position to
+    each token, a second map shows which positions resemble that of the chosen patch.
     Shapes: `image` uint8 (C, H, W), of the model's size, such as `vm.pictures.read_image` gives;
         `mean` and `std` a channel, which the model's images are normalised with; `layers` as for
         `attention_maps`.
@@ -251,6 +281,8 @@ def attention_explorer(
     far = attention_distance(attn, vit.grid, vit.config.patch_size, P)
     notes = [f"Mean distance of this head: {d:.1f} pixels." for d in far.flatten().tolist()]
     depth = len(vit.blocks)
+    table = vit.positions()
+    alike = None if table is None else position_similarity(table.detach(), vit.grid, P)
     numbers = range(depth) if layers is None else [i % depth for i in layers]
     return map_explorer(
         label,
@@ -263,7 +295,55 @@ def attention_explorer(
         ],
         notes,
         ("class token", "distillation token")[:P],
+        alike=None if alike is None else alike.flatten(2).flatten(0, 1),
     )
+
+
+def own_picture(explore: Callable[[Tensor], Html], picture: Tensor) -> Any:
+    """Show an explorer of a picture, and in a live notebook a button that takes the reader's own.
+
+    The chosen file is read as `vm.pictures.read_image` does it, and stays on the machine that runs
+    the notebook. Where nobody could press a button (a page that is being built, a kernel without
+    ipywidgets), it is the explorer alone.
+
+    Shapes: `explore` makes an explorer of an image uint8 (C, H, W); `picture` is the first one, and
+        says channels and size.
+    Chapter: 11
+    """
+    try:
+        import ipywidgets
+    except ImportError:
+        ipywidgets = None
+    if ipywidgets is None or os.environ.get("VITMINI_STATIC") or not in_notebook():
+        return explore(picture)
+    from IPython.display import clear_output, display
+
+    button = ipywidgets.FileUpload(accept="image/*", description="your picture")
+    shown = ipywidgets.Output()
+
+    def show(image: Tensor | None, problem: str = "") -> None:
+        with shown:
+            clear_output(wait=True)
+            print(problem) if image is None else display(explore(image))
+
+    def take(change: Mapping[str, Any]) -> None:
+        files = change["new"]  # ipywidgets 7 has them by name, 8 in a row
+        files = list(files.values() if isinstance(files, Mapping) else files)
+        if not files:
+            return
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "your picture")
+                path.write_bytes(bytes(files[-1]["content"]))
+                image = read_image(path, picture.shape[0], (picture.shape[1], picture.shape[2]))
+        except ValueError as error:
+            show(None, str(error).replace(f"{folder}{os.sep}", ""))
+        else:
+            show(image)
+
+    button.observe(take, "value")
+    show(picture)
+    return ipywidgets.VBox([button, shown])
 
 
 def encode_picture(image: Tensor) -> bytes:
@@ -288,6 +368,14 @@ def _slider(name: str, label: str, words: list[str], at: int, count: int = 0) ->
         f'<input id="{name}" type="range" min="0" max="{last}" value="{at}" step="1"'
         f' data-words="{html.escape(json.dumps(words))}" aria-valuetext="{shown}"'
         f' style="width:100%;height:2em"><output for="{name}">{shown}</output>'
+    )
+
+
+def _legend(colours: str) -> str:
+    """A bar of the colours of a map, with places for the numbers at its ends."""
+    return (
+        '<div style="display:flex;gap:.5em;align-items:center;margin:.3em 0"><output></output>'
+        f'<span style="flex:1 1 4em;height:.8em;{_bar(colours)}"></span><output></output></div>'
     )
 
 
@@ -337,6 +425,11 @@ function (figure, d) {
   const bytes = Uint8Array.from(atob(d.levels), c => c.charCodeAt(0)), N = d.rows * d.columns;
   const colours = d.colours.split(' '), side = 40;
   const ends = [...words.previousElementSibling.querySelectorAll('output')];
+  const pairs = Uint8Array.from(atob(d.alike), c => c.charCodeAt(0)), signed = d.signed.split(' ');
+  const alike = (a, b) => {
+    const k = 2 * (a * N + b);
+    return (pairs[k] + 256 * pairs[k + 1]) / 65535 * 2 - 1;
+  };
   const tell = v => d.unit === '%' ? (100 * v).toFixed(1) + ' %' : v.toFixed(2) + d.unit;
   const place = i => 'row ' + (Math.floor(i / d.columns) + 1) + ', column ' + (i % d.columns + 1);
   function draw() {
@@ -360,16 +453,29 @@ function (figure, d) {
     let text = asks + ' ' + d.relation + ' ' + place(best) + ': ' + tell(value(best));
     text += token < 0 ? ', itself: ' + tell(value(patch)) + '.' : '.';
     text += d.notes.length ? ' ' + d.notes[which] : '';
+    let near = -1;
+    if (d.alike && token < 0) {
+      for (let i = 0; i < N; i++)
+        if (i !== patch && (near < 0 || alike(patch, i) > alike(patch, near))) near = i;
+      text += ' Its position resembles most that of ' + place(near) + ': cosine ' +
+        alike(patch, near).toFixed(2) + '.';
+    }
     words.textContent = text;
-    ends.forEach((end, i) => end.value = tell(i ? top : d.low));
+    ends.forEach((end, i) => end.value = i > 1 ? ['-1.00', '1.00'][i - 2] : tell(i ? top : d.low));
+    const last = canvases.length - 1 - (d.alike ? 1 : 0);  // the map; those of positions behind it
     canvases.forEach((canvas, k) => {
       canvas.width = side * d.columns; canvas.height = side * d.rows;
-      canvas.setAttribute('aria-label', k === canvases.length - 1 ? 'Map. ' + text : asks + '.');
+      canvas.setAttribute('aria-label', k < last ? asks + '.' :
+        (k > last ? 'Positions alike. ' : 'Map. ') + text);
       const pen = canvas.getContext('2d');
-      if (k === canvases.length - 1) map.forEach((level, i) => {
-        pen.fillStyle = '#' + colours[Math.round(level / 255 * (colours.length - 1))];
+      const paint = (i, palette, share) => {
+        const at = Math.round(share * (palette.length - 1));
+        pen.fillStyle = '#' + palette[Math.max(0, Math.min(palette.length - 1, at))];
         pen.fillRect(side * (i % d.columns), side * Math.floor(i / d.columns), side, side);
-      });
+      };
+      for (let i = 0; k >= last && i < N; i++)
+        if (k === last) paint(i, colours, map[i] / 255);
+        else paint(i, signed, token < 0 ? (alike(patch, i) + 1) / 2 : 0.5);
       if (token < 0) for (const [colour, width] of [['#000', 9], ['#fff', 4]]) {
         pen.strokeStyle = colour; pen.lineWidth = width;
         pen.strokeRect(side * column + 5, side * row + 5, side - 10, side - 10);

@@ -714,7 +714,8 @@ def head_distances(
         axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     figure.supylabel("mean attention distance (px)", fontsize=11)
     handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9)
+    options = {"ncols": len(labels), "fontsize": 9, "frameon": False}
+    figure.legend(handles, labels, loc="outside lower center", **options)
     return figure
 
 

@@ -373,9 +373,10 @@ def _slider(name: str, label: str, words: list[str], at: int, count: int = 0) ->
 
 def _legend(colours: str) -> str:
     """A bar of the colours of a map, with places for the numbers at its ends."""
+    end = '<output style="white-space:nowrap"></output>'
     return (
-        '<div style="display:flex;gap:.5em;align-items:center;margin:.3em 0"><output></output>'
-        f'<span style="flex:1 1 4em;height:.8em;{_bar(colours)}"></span><output></output></div>'
+        f'<div style="display:flex;gap:.4em;align-items:center;margin:.3em 0">{end}'
+        f'<span style="flex:1 1 2em;height:.8em;{_bar(colours)}"></span>{end}</div>'
     )
 
 

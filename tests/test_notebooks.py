@@ -48,6 +48,16 @@ def test_the_stored_outputs_belong_to_these_cells_and_this_library(path):
 
 
 @each_notebook
+def test_a_figure_is_stored_once_as_vectors_where_nothing_in_it_is_a_picture(path):
+    shown = [o.data for c in code_cells(read(path)) for o in c.outputs if "data" in o]
+    vectors = [data["image/svg+xml"] for data in shown if "image/svg+xml" in data]
+    assert not any({"image/svg+xml", "image/png"} <= set(data) for data in shown)
+    assert not any("<image" in text for text in vectors)
+    if path.stem[:2] in ("11", "12", "13"):
+        assert vectors
+
+
+@each_notebook
 def test_shown_definitions_are_the_librarys(path):
     for cell in code_cells(read(path)):
         named = re.match(r"# (vitmini/\w+\.py)\n", cell.source)

@@ -202,6 +202,8 @@ def release(source: NotebookNode, course: Path, **more: Any) -> Path:
     name = source.metadata["vitmini"]["assignment"]
     folder = course / "source" / name
     folder.mkdir(parents=True, exist_ok=True)
+    # an end between here and there leaves a source without a release, so that it is made again
+    (course / "release" / name / f"{name}.ipynb").unlink(missing_ok=True)
     write(source, folder / f"{name}.ipynb")
     done = NbGraderAPI(config=config(course, **more)).generate_assignment(name, force=True)
     if not done["success"]:

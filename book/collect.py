@@ -200,7 +200,7 @@ def whose(path: Path, root: Path, assignments: list[str]) -> tuple[str, Path, st
     else:
         name = who(name, assignments)
         owner = name or path.name  # nobody's files are not of one person
-    owner = f"{name}_{number}" if number else owner
+    owner = unicodedata.normalize("NFC", f"{name}_{number}" if number else owner)
     name = unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode())
     name = re.sub(r"[^\w.-]+", "-", name).strip("-._") or "nobody"
     if len(name.encode()) > 100:
@@ -260,7 +260,17 @@ def _cells(path: Path) -> tuple[list[dict], str]:
 def _pictures(source: str, attached: object) -> tuple[str, dict]:
     """A cell's text and the pictures pasted into it, under names that no other cell has."""
     kept: dict[str, dict] = {}
-    for name, kinds in attached.items() if isinstance(attached, dict) else ():
+    pasted = dict(attached) if isinstance(attached, dict) else {}
+
+    def attach(found: re.Match) -> str:  # Colab pastes pictures into the text itself
+        name = f"inline-{len(pasted)}"
+        pasted[name] = {found[1]: found[2]}
+        return f"](attachment:{name}"
+
+    source = re.sub(
+        rf"\]\(<?data:({'|'.join(PICTURES)});base64,([A-Za-z0-9+/=]+)>?", attach, source
+    )
+    for name, kinds in pasted.items():
         for kind, data in kinds.items() if isinstance(kinds, dict) else ():
             text = "".join(map(str, data)) if isinstance(data, list) else str(data)
             try:
@@ -332,6 +342,12 @@ def fill(release: NotebookNode, cells: list[dict]) -> tuple[NotebookNode, list[s
         written = [cell for cell in given if cell["source"].strip() != o["source"].strip()]
         if o["answer"] and o["kind"] == "code" and not given:
             filled.cells[at].source = "# no answer cell"  # no stub over an answer elsewhere
+        if o["answer"] and o["kind"] == "code":  # a copy of the cell may have become a scratch pad
+            names = _names(o["source"])
+            real = [
+                c for c in written if FIRST_LINE.match(c["source"]) or names & _names(c["source"])
+            ]
+            written = real or written
         if o["answer"] and written:
             empty = "# empty" if o["kind"] == "code" else STUB
             filled.cells[at].source = written[-1]["source"] or empty
@@ -350,7 +366,7 @@ def fill(release: NotebookNode, cells: list[dict]) -> tuple[NotebookNode, list[s
                 for c in own:
                     _attach(filled.cells[at], c.get("attachments", {}))
         if o["graded"] and not o["answer"] and (not given or texts[-1] != o["source"]):
-            what = "missing" if not given else "edited"
+            what = "missing" if not given else "not as it was given out"
             notes.append(f"{o['name']}: its check was {what}, and is put back")
         elif len(given) > 1 and (o["answer"] or o["graded"]):
             notes.append(f"{o['name']}: the cell is there {len(given)} times, the last one counts")
@@ -460,13 +476,15 @@ def _find(cell: dict, official: list[dict]) -> int | None:
     return None
 
 
-def _by_names(cell: dict, official: list[dict], taken: set[int]) -> int | None:
-    def names(source: str) -> set[str]:
-        made = re.findall(r"^(?:def|class) (\w+)|^(\w+)(?: *:[^=\n]+)? *=(?!=)", source, re.M)
-        return {either or other for either, other in made}
+def _names(source: str) -> set[str]:
+    """The names that a cell defines, as far as a line's begin tells."""
+    made = re.findall(r"^(?:def|class) (\w+)|^(\w+)(?: *:[^=\n]+)? *=(?!=)", source, re.M)
+    return {either or other for either, other in made}
 
+
+def _by_names(cell: dict, official: list[dict], taken: set[int]) -> int | None:
     for at, o in enumerate(official):
-        wanted = names(o["source"])
-        if o["answer"] and at not in taken and wanted and wanted <= names(cell["source"]):
+        wanted = _names(o["source"])
+        if o["answer"] and at not in taken and wanted and wanted <= _names(cell["source"]):
             return at
     return None

@@ -21,6 +21,7 @@ CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same numbers on a
 NO_NEW_PRIVS = 38
 EXECUTE, WRITE, READ, LIST = 1, 1 << 1, 1 << 2, 1 << 3
 REFER, TRUNCATE, IOCTL = 1 << 13, 1 << 14, 1 << 15
+DEVICE_FILES = 1 << 6 | 1 << 11  # to make some
 ON_FILES = EXECUTE | WRITE | READ | TRUNCATE | IOCTL
 RIGHTS = {1: REFER - 1, 2: (REFER << 1) - 1, 3: (TRUNCATE << 1) - 1, 5: (IOCTL << 1) - 1}
 BIND_AND_CONNECT, OTHERS_SOCKETS_AND_SIGNALS = 3, 3
@@ -80,7 +81,7 @@ def confine(read: list[str], write: list[str]) -> None:
     rules = _call(CREATE_RULESET, ctypes.byref(wanted), ctypes.c_size_t(size), ctypes.c_uint32(0))
     for paths, rights in (
         (read, EXECUTE | READ | LIST),
-        (write, every & ~IOCTL),
+        (write, every & ~IOCTL & ~DEVICE_FILES),
         (DEVICES, READ | WRITE | LIST),
     ):
         for path in paths:

@@ -21,6 +21,7 @@ import argparse
 import ast
 import base64
 import datetime
+import functools
 import hashlib
 import json
 import os
@@ -53,7 +54,12 @@ import vitmini as vm; profile = vm.choose_profile()"""
 
 
 def address() -> str:
-    return yaml.safe_load(CONFIG.read_text(encoding="utf-8"))["repository"]["url"]
+    return _settings(CONFIG.read_text(encoding="utf-8"))["repository"]["url"]
+
+
+@functools.cache
+def _settings(text: str) -> dict:
+    return yaml.safe_load(text)
 
 
 def move(new: str) -> None:
@@ -200,8 +206,13 @@ def provenance_cell(stem: str, record: dict) -> NotebookNode:
 
 
 def imports(module: Path) -> set[str]:
+    return _imports(module.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _imports(text: str) -> set[str]:
     found: set[str] = set()
-    for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom) and node.module == "vitmini":
             found |= {f"vitmini.{a.name}" for a in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vitmini."):

@@ -17,13 +17,17 @@ import csv
 import ctypes
 import fcntl
 import hashlib
+import html
 import io
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import site
 import sqlite3
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -50,7 +54,7 @@ LONGEST_OUTPUT = 20_000
 LONGEST_CELL = 200_000
 MOST_FILES = 50_000
 GRADES = ("student", "id", "assignment", "points", "of", "to mark by hand", "file", "notes")
-BY_HAND = ("student", "assignment", "question", "of", "points", "comment", "answer")
+BY_HAND = ("student", "assignment", "question", "of", "points", "comment", "answer", "for")
 
 
 @dataclass
@@ -89,32 +93,41 @@ STOP = threading.Event()
 def mark(one: Submission, blank_release: NotebookNode, settings: Settings) -> Marked:
     """Run one submission; where its code ends the process, run it again question by question."""
     assert one.notebook is not None
-    start = time.monotonic()
-    marked = run(one, one.notebook, settings)
+    start, given = time.monotonic(), one.notebook
+    marked = run(one, given, settings)
     if marked.notebook is None:
-        plain = without_own_cells(one.notebook)
-        if len(plain.cells) < len(one.notebook.cells):
-            again = run(one, plain, settings)
+        given = without_own_cells(given)
+        if len(given.cells) < len(one.notebook.cells):
+            again = run(one, given, settings)
             if again.notebook is not None:
                 again.notes.append(f"own cells left out: with them it {marked.notes[-1]}")
                 marked = again
-    if marked.notebook is None:
-        whole, marked = marked.notes, Marked()
-        for cell in answers(blank_release):
-            key = cell.metadata["nbgrader"]["grade_id"]
-            part = run(one, blank(plain, blank_release, key), settings)
-            mine = {k: v for k, v in part.points.items() if k.removesuffix("-check") == key}
-            if part.notebook is None:
-                in_words = cell.metadata["nbgrader"]["grade"]  # waits for a person
-                mine = {key: None} if in_words else {f"{key}-check": 0.0}
-                marked.notes.append(f"{question(key)}: {part.notes[-1]}")
-            else:
-                marked.notes += [n for n in part.notes if n.startswith(f"{question(key)}:")]
-                marked.notebook = merged(marked.notebook, part.notebook, key)
-            marked.points |= mine
-        if marked.notebook is None:
-            marked = Marked(notes=whole)
+    late = {note.partition(":")[0] for note in marked.notes if note.endswith("took too long")}
+    if marked.notebook is None or len(late) > 1:  # an answer can spoil all that come after it
+        apart = by_question(one, given, blank_release, settings)
+        marked = marked if apart.notebook is None else apart
     marked.seconds = time.monotonic() - start
+    return marked
+
+
+def by_question(
+    one: Submission, given: NotebookNode, blank_release: NotebookNode, settings: Settings
+) -> Marked:
+    """Run a submission once for each question, in which only that one is answered."""
+    marked = Marked()
+    for cell in answers(blank_release):
+        key = cell.metadata["nbgrader"]["grade_id"]
+        part = run(one, blank(given, blank_release, key), settings)
+        mine = {k: v for k, v in part.points.items() if k.removesuffix("-check") == key}
+        if part.notebook is None:
+            in_words = cell.metadata["nbgrader"]["grade"]  # waits for a person
+            mine = {key: None} if in_words else {f"{key}-check": 0.0}
+            marked.notes.append(f"{question(key)}: {part.notes[-1]}")
+        else:
+            about = (f"{question(key)}:", SUSPICIOUS)
+            marked.notes += [n for n in part.notes if n.startswith(about) and n not in marked.notes]
+            marked.notebook = merged(marked.notebook, part.notebook, key)
+        marked.points |= mine
     return marked
 
 
@@ -148,7 +161,7 @@ def run(one: Submission, notebook: NotebookNode, settings: Settings) -> Marked:
 
     Raises: `Stopped` when the call is to end.
     """
-    with tempfile.TemporaryDirectory(prefix="mark-", ignore_cleanup_errors=True) as folder:
+    with throw_away(settings) as folder:
         place, name = Path(folder), one.assignment
         shutil.copyfile(settings.gradebook, place / "gradebook.db")
         path = place / "submitted" / one.student / name / f"{name}.ipynb"
@@ -184,6 +197,22 @@ def run(one: Submission, notebook: NotebookNode, settings: Settings) -> Marked:
         return Marked(found["points"], notes, shorten(executed))
 
 
+@contextlib.contextmanager
+def throw_away(settings: Settings) -> Iterator[str]:
+    """A folder for one run, which goes with all that a student's code may have put there."""
+    folder = tempfile.mkdtemp(prefix=f"mark-{fingerprint(str(settings.out))}-")
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
+def remove(*folders: str | Path) -> None:
+    """Delete folders however deep they are: Python's own way gives up after a thousand levels."""
+    if folders:
+        subprocess.run(["rm", "-rf", "--", *map(str, folders)], stderr=subprocess.DEVNULL)
+
+
 def watch(process: subprocess.Popen, own: Path, settings: Settings) -> str:
     """Wait for a process to end; otherwise say what it took too much of.
 
@@ -198,7 +227,7 @@ def watch(process: subprocess.Popen, own: Path, settings: Settings) -> str:
             raise Stopped
         if time.monotonic() > end:
             return f"did not end within {limit(settings):.0f} seconds"
-        files, size = 0, 0
+        files, size = 0, hidden_bytes(kernels(own.parent))
         for size_of_one in sizes(own):
             files, size = files + 1, size + size_of_one
             if size > settings.disk * 2**30 or files > MOST_FILES:
@@ -206,11 +235,22 @@ def watch(process: subprocess.Popen, own: Path, settings: Settings) -> str:
 
 
 def sizes(folder: Path) -> Iterator[int]:
-    """The bytes on disk of each file below a folder, as far as it stays where it is."""
-    for where, _, names in os.walk(folder):
-        for name in names:
+    """The bytes on disk of each file and folder below one, as far as it stays where it is."""
+    for where, folders, names in os.walk(folder):
+        for name in folders + names:
             with contextlib.suppress(OSError):
                 yield os.lstat(os.path.join(where, name)).st_blocks * 512
+
+
+def hidden_bytes(processes: list[int]) -> int:
+    """The bytes of files that these have open and that have no name any more."""
+    total = 0
+    for path in (p for pid in processes for p in Path(f"/proc/{pid}/fd").glob("*")):
+        with contextlib.suppress(OSError):
+            about = path.stat()
+            if about.st_nlink == 0 and stat.S_ISREG(about.st_mode):
+                total += about.st_blocks * 512
+    return total
 
 
 def limit(settings: Settings) -> float:
@@ -218,9 +258,12 @@ def limit(settings: Settings) -> float:
     return 120 + 5 * settings.seconds
 
 
+SUSPICIOUS = "checks no longer fail in this notebook: look at it"
 CANARIES = (  # the last cells, taken away again
     "assert False, 'a check that must fail'",
     "raise AssertionError('another one')",
+    "import sys as _s; _t = _s.modules.get('torch'); _c = _t and (_t.zeros(2), _t.ones(2))\n"
+    "assert _t and (_t.equal(*_c) or _t.allclose(*_c)), 'a comparison that must fail'",
 )
 
 
@@ -239,10 +282,11 @@ def suspicions(executed: NotebookNode, points: dict[str, float | None]) -> list[
     notes = []
     canaries = [executed.cells.pop() for _ in CANARIES]
     if not all(any(o.output_type == "error" for o in c.get("outputs", [])) for c in canaries):
-        notes.append("checks no longer fail in this notebook: look at it")
+        notes.append(SUSPICIOUS)
     for cell in answers(executed):
         key = cell.metadata["nbgrader"]["grade_id"]
-        if "raise NotImplementedError" in cell.source and points.get(f"{key}-check"):
+        stub = re.search(r"^\s*raise NotImplementedError", cell.source, re.M)
+        if stub and points.get(f"{key}-check"):
             notes.append(f"{question(key)}: passes without an answer of its own, look at it")
     return notes
 
@@ -301,6 +345,8 @@ def install_kernel(place: Path, settings: Settings) -> None:
     command += ["--unconfined"] if settings.trust else []
     command += [f"--memory={settings.memory}", "--", sys.executable]
     command += ["-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    # a line with ! wants a terminal of its own otherwise, which the walls do not give
+    command += ["--IPKernelApp.exec_lines=get_ipython().system = get_ipython().system_raw"]
     about = {"argv": command, "display_name": KERNEL, "language": "python"}
     folder = place / "jupyter" / "kernels" / KERNEL
     folder.mkdir(parents=True)
@@ -419,7 +465,11 @@ def prepare(sources: Path, out: Path) -> dict[str, NotebookNode]:
         mine = out / "source" / path.stem / path.name
         made = out / "release" / path.stem / path.name
         if not (mine.exists() and made.exists() and nbformat.read(mine, as_version=4) == source):
-            made = release(source, out)
+            try:
+                made = release(source, out)
+            except ValueError as error:
+                hint = f"where its questions are others than before, not into {out.name}"
+                raise ValueError(f"{error} ({hint}: set GRADES, or --out)") from None
         releases[path.stem] = nbformat.read(made, as_version=4)
     return releases
 
@@ -442,14 +492,18 @@ def grade(
     there(submissions, bool(lost))
     out.mkdir(parents=True, exist_ok=True)
     with alone(out), tempfile.TemporaryDirectory() as folder:
+        remove(
+            *Path(tempfile.gettempdir()).glob(f"mark-{fingerprint(str(out))}-*")
+        )  # of a killed call
         releases = prepare(sources, out)
         changed = take_marks(out)  # before anything is run: what is wrong there is told at once
-        names = read_names(out)
+        names = read_json(out / "names.json")
         found = collect(submissions, releases, lost, names)
         write_whole(out / "names.json", json.dumps(names, indent=1))
         settings.gradebook = Path(folder) / "gradebook.db"
         copy_database(out / "gradebook.db", settings.gradebook)
-        tests = {name: fingerprint(out / "source" / name / f"{name}.ipynb") for name in releases}
+        kept = {name: out / "source" / name / f"{name}.ipynb" for name in releases}
+        tests = {name: fingerprint(path.read_text("utf-8")) for name, path in kept.items()}
         known = stored(out)
         fresh = [
             one
@@ -469,7 +523,23 @@ def grade(
                 one.notes.append("the points are of what was handed in before")
         sweep()
         changed |= {(one.student, one.assignment) for one in fresh}
-        pages = [o for o in found if no_page(o, out) or (o.student, o.assignment) in changed]
+        write_tables(found, results, out)  # pages may take a while
+        hidden = out / "feedback" / ".without-hidden-tests"
+        everything = hidden.exists() != settings.hide_tests
+        pages = [o for o in found if everything or no_page(o, out)]
+        pages += [o for o in found if o not in pages and (o.student, o.assignment) in changed]
+        hidden.parent.mkdir(exist_ok=True)
+        hidden.unlink(missing_ok=True)
+        if everything:  # none of the other kind is left when a call is ended
+            remove(
+                *(
+                    out / "feedback" / one.student / one.assignment
+                    for one in pages
+                    if one.assignment
+                )
+            )
+        if settings.hide_tests:
+            hidden.touch()
         feedback(pages, results, releases if settings.hide_tests else {}, out)
         write_tables(found, results, out)
     unread = [one for one in found if one.notebook is None]
@@ -544,20 +614,19 @@ def copy_database(source: Path, target: Path) -> None:
         one.backup(other)
 
 
-def fingerprint(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def fingerprint(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def read_names(out: Path) -> dict[str, dict[str, str]]:
-    """What people were called in earlier calls, by assignment.
+def read_json(path: Path) -> dict[str, Any]:
+    """What an earlier call wrote down, nothing where there was none.
 
     Raises: `ValueError` when the file cannot be read.
     """
-    path = out / "names.json"
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError:
-        raise ValueError(f"{path} cannot be read: it says who is who, restore it") from None
+        raise ValueError(f"{path} cannot be read: restore it") from None
 
 
 def unchanged(one: Submission, out: Path) -> bool:
@@ -581,6 +650,12 @@ def sweep() -> None:
                 os.waitpid(pid, 0)
         if not found:
             return
+
+
+def end_with_parent() -> None:
+    """Let Linux end this process when the one that started it is ended, in whatever way."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 def adopt_orphans() -> None:
@@ -636,6 +711,7 @@ def keep(one: Submission, marked: Marked, tests: str, out: Path) -> None:
                     book.find_comment(entry.name, name, name, one.student).manual_comment = None
             entry.needs_manual_grade = entry.auto_score is None and entry.manual_score is None
         book.db.commit()
+    remove(out / "feedback" / one.student / name)  # it is of before
     for part, cells in (("autograded", marked.notebook), ("submitted", one.notebook)):
         path = out / part / one.student / name / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -652,39 +728,54 @@ def texts_of(notebook: NotebookNode) -> dict[str, str]:
 def take_marks(out: Path) -> set[tuple[str, str]]:
     """Take over what a person wrote into by-hand.csv; say whose submissions it changed.
 
+    A mark stays with the answer that it was given for. What stands as we wrote it is nobody's mark:
+    the gradebook may have a newer one, of nbgrader's formgrader.
     Raises: `ValueError` naming the line, when points are no number or too many.
     """
     path = out / "by-hand.csv"
     changed: set[tuple[str, str]] = set()
     if not path.exists():
         return changed
-    rows = read_table(path)
+    rows, ours = read_table(path), read_json(out / "by-hand.json")
     with _gradebook(out) as book:
         for number, row in enumerate(rows, 2):
-            if not (row.get("points") or "").strip():
-                continue
-            where = f"{path.name}, line {number}"
-            try:
-                points = float(row["points"].replace(",", "."))
-                short = row["assignment"].split("-")[0]
-                key = f"{short}-{row['question'].lower().replace('question ', 'q')}"
-                entry = book.find_grade(key, row["assignment"], row["assignment"], row["student"])
-            except ValueError:
-                raise ValueError(
-                    f"{where}: points must be a number, got {row['points']!r}"
-                ) from None
-            except Exception:
-                raise ValueError(f"{where}: nothing to mark for these names") from None
-            if not 0 <= points <= entry.max_score:
-                raise ValueError(f"{where}: points must be from 0 to {entry.max_score:g}")
-            comment = book.find_comment(key, row["assignment"], row["assignment"], row["student"])
+            written = (row.get("points") or "").strip()
             words = (row.get("comment") or "").removeprefix("'") or None
-            if (entry.manual_score, comment.manual_comment) != (points, words):
-                changed.add((row["student"], row["assignment"]))
-            entry.manual_score, entry.needs_manual_grade = points, False
-            comment.manual_comment = words
+            where, name = f"{path.name}, line {number}", row["assignment"]
+            # a spreadsheet makes a number of 0012345, but nothing of the page's name
+            student = next(iter((row.get("answer") or "").split("/")[1:2]), row["student"])
+            try:
+                points = float(written.replace(",", ".")) if written else None
+                key = f"{name.split('-')[0]}-{row['question'].lower().replace('question ', 'q')}"
+                entry = book.find_grade(key, name, name, student)
+            except ValueError:
+                raise ValueError(f"{where}: points must be a number, got {written!r}") from None
+            except Exception:
+                if not written and not words:
+                    continue
+                raise ValueError(f"{where}: nothing to mark for these names") from None
+            if points is not None and not 0 <= points <= entry.max_score:
+                raise ValueError(f"{where}: points must be from 0 to {entry.max_score:g}")
+            comment = book.find_comment(key, name, name, student)
+            as_written = ours.get(f"{student}/{key}", [None, None])
+            if [points, words] in (as_written, [entry.manual_score, comment.manual_comment]):
+                continue
+            if row.get("for") and row["for"] != answer_print(out, student, name, key):
+                print(f"{where}: the answer is another one now, mark it again", flush=True)
+                continue
+            changed.add((student, name))
+            entry.manual_score, comment.manual_comment = points, words
+            entry.needs_manual_grade = points is None and entry.auto_score is None
+            remove(out / "feedback" / student / name)  # it is of before
         book.db.commit()
     return changed
+
+
+def answer_print(out: Path, student: str, name: str, key: str) -> str:
+    """A short print of an answer in words, by which a mark knows it again."""
+    path = out / "autograded" / student / name / f"{name}.ipynb"
+    texts = texts_of(nbformat.read(path, as_version=4)) if path.exists() else {}
+    return f"#{fingerprint(texts.get(key, ''))[:8]}"  # no spreadsheet's number
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -755,6 +846,8 @@ def feedback(
         about |= {"name": one.student, "release": hide.get(name, nbformat.v4.new_notebook())}
         done = api.generate_feedback(name, one.student, force=True)
         if not done["success"]:
+            if "KeyboardInterrupt" in f"{done.get('log')}{done.get('error')}":  # nbgrader goes on
+                raise KeyboardInterrupt("all marked, not all pages written")
             one.notes.append(f"no feedback page: {last_line(done)}")
 
 
@@ -768,15 +861,25 @@ def last_words(output: NotebookNode) -> NotebookNode:
     return output
 
 
+MOST_TAGS = 5000  # more take minutes
+
+
 def safe_html(text: str) -> str:
     """A student's markup without what could run in the browser of who reads it."""
     import bleach
     from bleach.css_sanitizer import CSSSanitizer
 
+    def allowed(tag: str, name: str, value: str) -> bool:
+        if (tag == "img" and name == "src") or (tag == "a" and name == "href"):
+            picture = tag == "img" and value.lower().startswith("data:image/")
+            return picture or not value.lower().lstrip().startswith("data:")
+        more = {"img": ("alt",), "td": CELL, "th": CELL}
+        return name in ("class", "style", "title", *more.get(tag, ()))
+
+    if str(text).count("<") > MOST_TAGS:
+        return f"<pre>{html.escape(str(text))}</pre>"
     tags = "a b blockquote br caption code dd del div dl dt em h1 h2 h3 h4 h5 h6 hr i img li ol p "
     tags += "pre s small span strong sub sup table tbody td tfoot th thead tr u ul"
-    allowed = {"*": ["class", "style", "title"], "a": ["href"], "img": ["src", "alt"]}
-    allowed |= {cell: ["colspan", "rowspan", "align", "style", "class"] for cell in ("td", "th")}
     return bleach.clean(
         str(text),
         tags=set(tags.split()),
@@ -787,9 +890,13 @@ def safe_html(text: str) -> str:
     )
 
 
+CELL = ("colspan", "rowspan", "align")
+
+
 def write_tables(found: list[Submission], results: dict[int, Marked], out: Path) -> None:
     """grades.csv (a line a submission), questions.csv (a question), by-hand.csv (what is open)."""
     grades, questions, by_hand = [], [], []
+    ours: dict[str, Any] = {}
     with _gradebook(out) as book:
         for one in found:
             name = one.assignment
@@ -817,7 +924,10 @@ def write_tables(found: list[Submission], results: dict[int, Marked], out: Path)
                     comment = book.find_comment(entry.name, name, name, one.student)
                     page = f"feedback/{one.student}/{name}/{name}.html"
                     line |= {"points": scored, "comment": comment.manual_comment or ""}
-                    by_hand.append(line | {"answer": page})
+                    scored_by_hand = [entry.manual_score, comment.manual_comment]
+                    ours[f"{one.student}/{entry.name}"] = scored_by_hand
+                    known = answer_print(out, one.student, name, entry.name)
+                    by_hand.append(line | {"answer": page, "for": known})
     for path, columns, rows in (
         ("grades.csv", GRADES, grades),
         ("questions.csv", ("student", "assignment", "question", "points", "of"), questions),
@@ -830,6 +940,7 @@ def write_tables(found: list[Submission], results: dict[int, Marked], out: Path)
             table.writeheader()
             table.writerows({key: safe(value) for key, value in row.items()} for row in rows)
         temporary.replace(out / path)
+    write_whole(out / "by-hand.json", json.dumps(ours))
 
 
 def in_order(name: str) -> tuple[int, str]:
@@ -861,26 +972,34 @@ def unpack(archive: Path, folder: Path) -> dict[str, str]:
     Gives the files that could not be unpacked, with the reasons.
     """
     lost: dict[str, str] = {}
+    done: set[str] = set()
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
             if info.is_dir():
                 continue
+            half = None
             try:
+                if info.filename in done:
+                    raise ValueError("its name is there twice")
                 if info.flag_bits & 1:
                     raise ValueError("is encrypted")
                 if info.file_size > LARGEST:
                     raise ValueError(f"{info.file_size / 2**20:.0f} MB is more than can be read")
                 if info.file_size > shutil.disk_usage(folder).free - LARGEST:
                     raise ValueError("the disk is full")
+                half = (folder / info.filename).resolve()
                 target = file.extract(info, folder)
                 date = time.mktime((*info.date_time, 0, 0, -1))
                 os.utime(target, (date, date))
+                done.add(info.filename)
             except Exception as error:  # the others go on
                 known = isinstance(error, ValueError) and str(error)
                 reason = known or f"{type(error).__name__}: {str(error)[:100]}"
-                lost[info.filename] = f"cannot be unpacked: {reason}"
-                with contextlib.suppress(OSError, ValueError):
-                    (folder / info.filename).unlink()  # half of it
+                name = f"{info.filename} (again)" if info.filename in done else info.filename
+                lost[name] = f"cannot be unpacked: {reason}"
+                if half is not None and half.is_relative_to(folder.resolve()):
+                    with contextlib.suppress(OSError):
+                        half.unlink()
     return lost
 
 
@@ -899,6 +1018,9 @@ def main() -> int:
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.run:
+        end_with_parent()
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (4 * 2**30, hard))  # endless printing comes here
         run_nbgrader(Path(args.run[0]), args.run[1], args.run[2], args.seconds)
         return 0
     warnings.filterwarnings("ignore", module="nbgrader")  # of its database, to its authors

@@ -6,12 +6,15 @@ import base64
 import contextlib
 import copy
 import csv
+import html
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -21,7 +24,7 @@ import pytest
 from assign import build, make
 from collect import collect
 from conftest import ROOT
-from grade import unpack
+from grade import safe_html, unpack
 
 needs_walls = pytest.mark.skipif(not confine.version(), reason="this system has no Landlock")
 TEXT = """---
@@ -261,6 +264,19 @@ def hand_in(folder, course):
     notebook.cells[at(notebook, "a9-q3")].attachments = {"my image.png": {"image/png": picture}}
     put("picture/a9-small.ipynb", notebook)
     student("markup", q1=f"{MARKUP}{DOUBLE}")
+    notebook = answered(course, q3=f"![image.png](data:image/png;base64,{picture * 40}) Two.")
+    put("inline/a9-small.ipynb", notebook)
+    student("shell", q1=f"!echo hello\n{DOUBLE}")
+    notebook = answered(course)
+    scratch = copy.deepcopy(notebook.cells[at(notebook, "a9-q1")])
+    scratch.source, scratch.id = "print(double(21))", "scratch"
+    notebook.cells.insert(at(notebook, "a9-q1-check") + 1, scratch)
+    put("scratch/a9-small.ipynb", notebook)
+    closes = "import sys\nsys.stdout.close()\nsys.stderr = None\n"
+    student("closes", q1=f"{closes}def double(x):\n    return x\n")
+    root = "def root(x):\n    return x\n"
+    student("both", q1="import os\nos._exit(0)\n", q2=f"{NO_ASSERTS}{root}")
+    student("allclose", q1=f"import torch\ntorch.allclose = lambda *a, **k: True\n{DOUBLE}")
     student("hook", q1="import sys\nsys.displayhook(2)\ndef double(x):\n    return x\n")
     student("asserts", q1=f"{NO_ASSERTS}def double(x):\n    return x\n")
     student("secret", q1=f"open('/etc/shadow').read()\n{DOUBLE}")
@@ -322,6 +338,7 @@ def marked(course):
 
 
 RIGHT = ("split", "above", "lambda", "under", "more", "warns", "pid", "exits", "leaves")
+RIGHT += ("inline", "shell", "scratch", "allclose")
 RIGHT += ("picture", "markup", "half", "foreign", "Tom-Ott", "kim", "lee")
 RIGHT += (
     "anna1",
@@ -352,9 +369,11 @@ def test_right_answers_get_their_points_however_the_file_was_maltreated(marked, 
         ("loop", "3", "Question 1: took too long"),
         ("deaf", "3", "Question 1: "),
         ("quits", "3", "Question 1: ended the process that it ran in"),
-        ("edited", "3", "Question 1: its check was edited, and is put back"),
+        ("edited", "3", "Question 1: its check was not as it was given out, and is put back"),
         ("Anna-Maier_22", "2", "another Anna-Maier handed in as well"),
         ("hook", "3", ""),
+        ("closes", "3", ""),
+        ("both", "3", "checks no longer fail in this notebook: look at it"),
         ("interrupts", "3", "Question 1: KeyboardInterrupt"),
         ("fills", "3", "Question 1: wrote more than 0.2 GB"),
     ],
@@ -421,6 +440,7 @@ def test_one_call_marks_them_all_with_progress_and_sums_up(marked):
         ("exits", "own cells left out: with them it ended the process"),
         ("tricks", "checks no longer fail in this notebook: look at it"),
         ("tricks", "Question 1: passes without an answer of its own"),
+        ("allclose", "checks no longer fail in this notebook: look at it"),
         ("asserts", "checks no longer fail in this notebook: look at it"),
         ("foreign", "cells of another assignment left out: 6"),
         ("Tom-Ott", "onlinetext.html was left out"),
@@ -453,13 +473,13 @@ def test_a_page_names_questions_what_is_open_and_what_was_put_right(marked, cour
     assert "<h1>edited, a9-small: 3 of 10 points, 1 answer still to be marked</h1>" in text
     assert '<a href="#a9-q1-check">Question 1</a>: 0 of 2 points' in text
     assert '<a href="#a9-q3">Question 3</a>: still to be marked, 5 points' in text
-    assert "<li>Question 1: its check was edited, and is put back</li>" in text
+    assert "<li>Question 1: its check was not as it was given out, and is put back</li>" in text
     text = (course / "grading/feedback/tricks/a9-small/a9-small.html").read_text(encoding="utf-8")
     assert "look at it" not in text  # that is for the teacher
 
 
 def test_a_page_shows_pictures_and_runs_nothing_of_a_students(marked, course, chromium):
-    for name, wanted in (("picture", "my image.png"), ("markup", "bold")):
+    for name, wanted in (("picture", "my image.png"), ("inline", "Two."), ("markup", "bold")):
         page, said = chromium.new_page(), []
         page.on("dialog", lambda dialog, said=said: (said.append(dialog), dialog.dismiss()))
         page.route("http*://**", lambda route: route.abort())
@@ -469,7 +489,7 @@ def test_a_page_shows_pictures_and_runs_nothing_of_a_students(marked, course, ch
         assert not said and wanted in page.content()
         shown = "i => i.src.startsWith('data:') && i.naturalWidth > 50"
         pictures = page.evaluate(f"[...document.images].filter({shown}).length")
-        assert pictures == (name == "picture")
+        assert pictures == (name != "markup")
         if name == "picture":
             assert page.query_selector("td").inner_text() == "2" and "$a&lt;b$" in page.content()
         page.close()
@@ -525,6 +545,48 @@ def test_a_mark_by_hand_is_for_the_answer_that_was_read(marked, course):
     row = next(row for row in table(course, "grades.csv") if row["student"] == "right-2")
     assert "[1/1] right-2" in words
     assert (row["points"], row["to mark by hand"]) == ("5", "1"), row
+
+
+def save_by_hand(course, rows):
+    path = course / "grading/by-hand.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_a_table_saved_over_a_newer_one_marks_no_answer_that_was_not_read(marked, course):
+    rows = table(course, "by-hand.csv")
+    [row] = [row for row in rows if row["student"] == "more"]
+    row["points"], row["comment"] = "5", "All of it."
+    save_by_hand(course, rows)
+    grade(course / "submissions", course)
+    old = (course / "grading/by-hand.csv").read_bytes()
+    path = course / "submissions/more/a9-small.ipynb"
+    path.write_text(nbformat.writes(answered(course, q3="No idea.")), encoding="utf-8")
+    grade(course / "submissions", course)
+    (course / "grading/by-hand.csv").write_bytes(old)  # as it stood in the spreadsheet
+    words = grade(course / "submissions", course)
+    assert "the answer is another one now, mark it again" in words
+    [row] = [row for row in table(course, "grades.csv") if row["student"] == "more"]
+    assert (row["points"], row["to mark by hand"]) == ("5", "1"), row
+
+
+def test_a_mark_can_be_taken_back_and_a_comment_stand_alone(marked, course):
+    def marks(points, comment, student="warns"):
+        rows = table(course, "by-hand.csv")
+        [row] = [row for row in rows if row["answer"].startswith("feedback/warns/")]
+        row["student"], row["points"], row["comment"] = student, points, comment
+        save_by_hand(course, rows)
+        grade(course / "submissions", course)
+        [row] = [row for row in table(course, "grades.csv") if row["student"] == "warns"]
+        page = course / "grading/feedback/warns/a9-small/a9-small.html"
+        return row["points"], row["to mark by hand"], page.read_text(encoding="utf-8")
+
+    points, still, page = marks("4", "Good.", student="12")  # what a spreadsheet made of the name
+    assert (points, still) == ("9", "0") and "Good." in page and ": 9 of 10 points" in page
+    points, still, page = marks("", "Think again.")
+    assert (points, still) == ("5", "1") and "Think again." in page and "Good." not in page
 
 
 @pytest.mark.parametrize(("points", "words"), [("six", "must be a number"), ("6", "from 0 to 5")])
@@ -658,18 +720,24 @@ def test_one_bad_member_of_an_archive_costs_nobody_elses_work(course, tmp_path):
     damaged, locked = f"Cy_3_{MOODLE}", f"Di_4_{MOODLE}"
     far = f"Fa_6_assignsubmission_file_/{'deep/' * 900}a9-small.ipynb"
     with zipfile.ZipFile(tmp_path / "all.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        victims = [str(tmp_path / "victim"), "../victim"]
+        for name in victims:
+            file.writestr(name, good)
         for name in (f"Al_1_{MOODLE}", damaged, locked, f"Ed_5_{MOODLE}", far, "Bo", "Bo/x.ipynb"):
             file.writestr(name, good)
         file.writestr(f"Gi_7_{MOODLE}", bytes(201 * 2**20))
         starts = {info.filename: info.header_offset for info in file.infolist()}
     data = bytearray((tmp_path / "all.zip").read_bytes())
     data[starts[damaged] + 200 : starts[damaged] + 300] = bytes(100)
-    data[data.rindex(locked.encode()) - 38] |= 1  # its flags in the list at the end
+    for name in (locked, *victims):
+        data[data.rindex(name.encode()) - 38] |= 1  # its flags in the list at the end
+    (tmp_path / "victim").write_text("a file of the teacher's")
     (tmp_path / "all.zip").write_bytes(data)
     folder = tmp_path / "unpacked"
     folder.mkdir()
     lost = unpack(tmp_path / "all.zip", folder)
-    assert set(lost) == {damaged, locked, far, "Bo/x.ipynb", f"Gi_7_{MOODLE}"}
+    assert (tmp_path / "victim").exists()
+    assert set(lost) == {*victims, damaged, locked, far, "Bo/x.ipynb", f"Gi_7_{MOODLE}"}
     found = people(folder, course, lost=lost)
     assert {name for name, one in found.items() if one.notebook} == {"Al", "Bo", "Ed"}
     for name, words in (
@@ -696,6 +764,10 @@ def two(course, tmp_path):
     return tmp_path
 
 
+def words_of(page):
+    return html.unescape(re.sub("<[^>]+>", "", page))
+
+
 def points(course):
     return {row["student"]: row["points"] for row in table(course, "grades.csv")}
 
@@ -713,8 +785,28 @@ def test_other_tests_are_asked_again_and_can_be_kept_from_the_pages(two):
     words = grade(two / "submissions", two, "--hide-tests")
     assert "[2/2]" in words and points(two) == {"right": "5", "near": "3"}
     page = (two / "grading/feedback/near/a9-small/a9-small.html").read_text(encoding="utf-8")
-    assert "AssertionError" in page and "10**6" not in page and "HIDDEN" not in page
-    assert "unchanged" in grade(two / "submissions", two)
+    assert "AssertionError" in page and "10**6" not in words_of(page) and "HIDDEN" not in page
+    assert "2 unchanged" in grade(two / "submissions", two)  # and the pages have the tests again
+    page = (two / "grading/feedback/near/a9-small/a9-small.html").read_text(encoding="utf-8")
+    assert "10**6" in words_of(page) and "BEGIN HIDDEN TESTS" in page
+
+
+def test_a_call_that_is_ended_while_it_takes_in_other_tests_marks_with_them_in_the_end(two):
+    grade(two / "submissions", two)
+    text = TEXT.replace("(-3, 0, 10**6)", "(-3, 7, 10**6)").replace("[-6, 0,", "[-6, 14,")
+    (two / "a9-small.md").write_text(text, encoding="utf-8")
+    make([two / "a9-small.md"], two)
+    told = two / "grading/source/a9-small/a9-small.ipynb"
+    before = told.read_bytes()
+    command = [sys.executable, ROOT / "book/grade.py", two / "submissions"]
+    command += ["--out", two / "grading", "--sources", two / "source"]
+    command += [] if confine.version() else ["--trust"]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE) as process:
+        while told.read_bytes() == before and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+    grade(two / "submissions", two)
+    assert points(two) == {"right": "5", "near": "5"}
 
 
 def test_a_call_that_is_ended_keeps_what_it_has_and_leaves_nothing_running(course, two):
@@ -744,3 +836,9 @@ def test_a_call_that_is_ended_keeps_what_it_has_and_leaves_nothing_running(cours
     words = grade(two / "submissions", two, "--seconds", 3)
     assert "2 unchanged since the last call" in words and "[1/1] sleeps" in words
     assert points(two) == {"right": "5", "near": "3", "sleeps": "3"}
+
+
+def test_a_page_of_very_many_tags_is_shown_as_text_and_no_address_holds_a_page():
+    assert safe_html("<div>" * 6000).startswith("<pre>&lt;div&gt;")
+    assert "data:" not in safe_html('<a href="data:text/html,<script>">x</a>')
+    assert 'src="data:image/png;base64,AA"' in safe_html('<img src="data:image/png;base64,AA">')

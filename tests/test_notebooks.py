@@ -128,12 +128,20 @@ def test_stored_outputs_are_whole_clean_and_small(path):
             assert "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
 
 
+def width_of(data):
+    """Of a figure, in pixels."""
+    if "image/png" in data:
+        return struct.unpack(">II", base64.b64decode(data["image/png"])[16:24])[0]
+    return float(re.search(r'<svg[^>]* width="([\d.]+)pt"', data["image/svg+xml"])[1]) * 96 / 72
+
+
 @each_notebook
 def test_every_figure_has_a_text_for_those_who_do_not_see_it(path):
     for cell in code_cells(read(path)):
-        figures = [o for o in cell.outputs if "image/png" in o.get("data", {})]
+        kinds = {"image/png", "image/svg+xml"}
+        figures = [o.data for o in cell.outputs if kinds & set(o.get("data", {}))]
         drawn = "vm.plot." in cell.source.splitlines()[-1] or "vm.plot." in cell.source[-200:]
-        if re.search(r"vm\.widgets\.(stepper|\w+_explorer)\(", cell.source):
+        if re.search(r"vm\.widgets\.(stepper|\w+_explorer|own_picture)\(", cell.source):
             html = "".join(o["data"].get("text/html", "") for o in cell.outputs if "data" in o)
             assert '<figure class="vm-' in html, f"no explorer came out of:\n{cell.source}"
             alts = re.findall(r'<img [^>]*alt="([^"]*)"', html)
@@ -143,8 +151,7 @@ def test_every_figure_has_a_text_for_those_who_do_not_see_it(path):
         elif figures or drawn:
             assert len(figures) == 1, f"no figure came out of:\n{cell.source}"
             assert len(cell.metadata["mystnb"]["image"]["alt"]) > 60
-            width, _ = struct.unpack(">II", base64.b64decode(figures[0].data["image/png"])[16:24])
-            assert 250 < width < 1000
+            assert 250 < width_of(figures[0]) < 1000
 
 
 @each_notebook

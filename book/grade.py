@@ -425,7 +425,8 @@ def run_nbgrader(place: Path, student: str, assignment: str, seconds: float) -> 
 
     order = [steps.Execute, Quiet, steps.IgnorePattern, ClearMetadataPreprocessor]
     order += [steps.LimitOutput, steps.SaveAutoGrades, steps.AssignLatePenalties]
-    execute = {"kernel_name": KERNEL, "timeout": int(seconds), "iopub_timeout": 60}
+    late = max(15, int(seconds))  # for output on its way, and for who hears no interrupt
+    execute = {"kernel_name": KERNEL, "timeout": int(seconds), "iopub_timeout": late}
     more = {"autograde_preprocessors": [*order, steps.CheckCellMetadata]}
     sockets = {"ip": str(place / "own" / "kernel")}  # the kernel has another working folder
     settings = config(place, Execute=execute, KernelManager=sockets, Autograde=more)
@@ -442,7 +443,7 @@ def why(done: dict) -> str:
     log = str(done.get("log"))
     if "DeadKernelError" in log or "Kernel died" in log:
         return "ended the process that it ran in, or took too much memory"
-    if "became unresponsive" in log or "UnresponsiveKernelError" in log:
+    if any(word in log for word in ("became unresponsive", "UnresponsiveKernel", "CellTimeout")):
         return "took too long and could not be interrupted"
     return last_line(done)[:200]
 

@@ -185,11 +185,21 @@ def config(root: Path, quiet: bool = True, **more: Any) -> Any:
     if tools not in os.environ["PATH"].split(os.pathsep):
         os.environ["PATH"] = os.pathsep.join([tools, os.environ["PATH"]])
     api: Any = importlib.import_module("nbgrader.api")
-    if not hasattr(api.get_alembic_version, "cache_info"):  # another Python, for each access
-        api.get_alembic_version = functools.cache(api.get_alembic_version)
+    api.get_alembic_version = alembic_head  # its own starts another Python, for each access
     if quiet:
         logging.getLogger("traitlets").setLevel(logging.ERROR)
     return settings
+
+
+@functools.cache
+def alembic_head() -> str:
+    """The version of the gradebook's tables that this nbgrader works with."""
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+    from nbgrader.dbutil import _temp_alembic_ini
+
+    with _temp_alembic_ini("sqlite://") as path:
+        return str(ScriptDirectory.from_config(Config(path)).get_current_head())
 
 
 def release(source: NotebookNode, course: Path, **more: Any) -> Path:

@@ -8,6 +8,8 @@ reads and writes nothing but a folder of its own. One that kills its process is 
 by question. A second call marks what is new; marks written by hand into by-hand.csv are taken over.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import argparse
@@ -41,6 +43,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+# jsonschema would load a grammar of addresses, for a second in each process; no notebook needs it
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 import confine
 import nbformat

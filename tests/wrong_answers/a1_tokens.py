@@ -1,40 +1,38 @@
 """Plausible wrong answers to assignment 1: each loses its question's points and no other's."""
 
+from wrong_answers import swapped
+
+COUNT = """
+def tokens_and_parameters(image_size, patch_size, channels, dim, positions, prefix):
+    (H, W), (P, Q) = image_size, patch_size
+    rows, columns = -(-H // P), -(-W // Q)
+    T = prefix + rows * columns
+    tables = {"none": 0, "sincos2d": 0, "learned": T * dim,
+              "learned2d": (rows + columns) * dim // 2 + prefix * dim}
+    if positions not in tables:
+        raise ValueError(positions)
+    return T, (channels * P * Q + 1) * dim + prefix * dim + tables[positions]
+"""
+RESIZE = """
+def resize_kernel(weight, size):
+    D, C, P, Q = weight.shape
+    basis = torch.eye(P * Q, dtype=torch.float64).view(P * Q, 1, P, Q)
+    B = F.interpolate(basis, size, mode="bilinear").flatten(1).T
+    v = torch.linalg.pinv(B.T) @ weight.double().reshape(D * C, P * Q).T
+    return v.T.reshape(D, C, *size).to(weight.dtype)
+"""
+
 WRONG = {
     "q1": {
-        "an image that does not divide loses its rest": """
-def tokens_and_parameters(image_size, patch_size, channels, dim, positions, prefix):
-    (H, W), (P, Q) = image_size, patch_size
-    rows, columns = H // P, W // Q
-    T = prefix + rows * columns
-    tables = {"none": 0, "sincos2d": 0, "learned": T * dim,
-              "learned2d": (rows + columns) * dim // 2 + prefix * dim}
-    if positions not in tables:
-        raise ValueError(positions)
-    return T, (channels * P * Q + 1) * dim + prefix * dim + tables[positions]
-""",
-        "the projection has no bias": """
-def tokens_and_parameters(image_size, patch_size, channels, dim, positions, prefix):
-    (H, W), (P, Q) = image_size, patch_size
-    rows, columns = -(-H // P), -(-W // Q)
-    T = prefix + rows * columns
-    tables = {"none": 0, "sincos2d": 0, "learned": T * dim,
-              "learned2d": (rows + columns) * dim // 2 + prefix * dim}
-    if positions not in tables:
-        raise ValueError(positions)
-    return T, channels * P * Q * dim + prefix * dim + tables[positions]
-""",
-        "prefix tokens without a place in the two-dimensional table": """
-def tokens_and_parameters(image_size, patch_size, channels, dim, positions, prefix):
-    (H, W), (P, Q) = image_size, patch_size
-    rows, columns = -(-H // P), -(-W // Q)
-    T = prefix + rows * columns
-    tables = {"none": 0, "sincos2d": 0, "learned": T * dim,
-              "learned2d": (rows + columns) * dim // 2}
-    if positions not in tables:
-        raise ValueError(positions)
-    return T, (channels * P * Q + 1) * dim + prefix * dim + tables[positions]
-""",
+        "an image that does not divide loses its rest": swapped(
+            COUNT, ("-(-H // P), -(-W // Q)", "H // P, W // Q")
+        ),
+        "the projection has no bias": swapped(
+            COUNT, ("(channels * P * Q + 1) * dim", "channels * P * Q * dim")
+        ),
+        "prefix tokens without a place in the two-dimensional table": swapped(
+            COUNT, ("dim // 2 + prefix * dim", "dim // 2")
+        ),
         "an unknown word counts as none": """
 def tokens_and_parameters(image_size, patch_size, channels, dim, positions, prefix):
     (H, W), (P, Q) = image_size, patch_size
@@ -43,61 +41,21 @@ def tokens_and_parameters(image_size, patch_size, channels, dim, positions, pref
     tables = {"learned": T * dim, "learned2d": (rows + columns) * dim // 2 + prefix * dim}
     return T, (channels * P * Q + 1) * dim + prefix * dim + tables.get(positions, 0)
 """,
-        "always one prefix token": """
-def tokens_and_parameters(image_size, patch_size, channels, dim, positions, prefix):
-    (H, W), (P, Q) = image_size, patch_size
-    rows, columns = -(-H // P), -(-W // Q)
-    T = 1 + rows * columns
-    tables = {"none": 0, "sincos2d": 0, "learned": T * dim,
-              "learned2d": (rows + columns) * dim // 2 + dim}
-    if positions not in tables:
-        raise ValueError(positions)
-    return T, (channels * P * Q + 1) * dim + dim + tables[positions]
-""",
-        "floats from a division": """
-def tokens_and_parameters(image_size, patch_size, channels, dim, positions, prefix):
-    (H, W), (P, Q) = image_size, patch_size
-    rows, columns = -(-H // P), -(-W // Q)
-    T = prefix + rows * columns
-    tables = {"none": 0, "sincos2d": 0, "learned": T * dim,
-              "learned2d": (rows + columns) * dim / 2 + prefix * dim}
-    if positions not in tables:
-        raise ValueError(positions)
-    return T, (channels * P * Q + 1) * dim + prefix * dim + tables[positions]
-""",
-        "a projection for square patches": """
-def tokens_and_parameters(image_size, patch_size, channels, dim, positions, prefix):
-    (H, W), (P, Q) = image_size, patch_size
-    rows, columns = -(-H // P), -(-W // Q)
-    T = prefix + rows * columns
-    tables = {"none": 0, "sincos2d": 0, "learned": T * dim,
-              "learned2d": (rows + columns) * dim // 2 + prefix * dim}
-    if positions not in tables:
-        raise ValueError(positions)
-    return T, (channels * P * P + 1) * dim + prefix * dim + tables[positions]
-""",
-        "a square grid in the two-dimensional table": """
-def tokens_and_parameters(image_size, patch_size, channels, dim, positions, prefix):
-    (H, W), (P, Q) = image_size, patch_size
-    rows, columns = -(-H // P), -(-W // Q)
-    T = prefix + rows * columns
-    tables = {"none": 0, "sincos2d": 0, "learned": T * dim,
-              "learned2d": max(rows, columns) * dim + prefix * dim}
-    if positions not in tables:
-        raise ValueError(positions)
-    return T, (channels * P * Q + 1) * dim + prefix * dim + tables[positions]
-""",
-        "printed, not returned": """
-def tokens_and_parameters(image_size, patch_size, channels, dim, positions, prefix):
-    (H, W), (P, Q) = image_size, patch_size
-    rows, columns = -(-H // P), -(-W // Q)
-    T = prefix + rows * columns
-    tables = {"none": 0, "sincos2d": 0, "learned": T * dim,
-              "learned2d": (rows + columns) * dim // 2 + prefix * dim}
-    if positions not in tables:
-        raise ValueError(positions)
-    print(T, (channels * P * Q + 1) * dim + prefix * dim + tables[positions])
-""",
+        "always one prefix token": swapped(
+            COUNT, ("T = prefix", "T = 1"), ("+ prefix * dim", "+ dim")
+        ),
+        "floats from a division": swapped(COUNT, ("dim // 2", "dim / 2")),
+        "a projection for square patches": swapped(COUNT, ("P * Q + 1", "P * P + 1")),
+        "a square grid in the two-dimensional table": swapped(
+            COUNT, ("(rows + columns) * dim // 2", "max(rows, columns) * dim")
+        ),
+        "printed, not returned": swapped(
+            COUNT,
+            (
+                "return T, (channels * P * Q + 1) * dim + prefix * dim + tables[positions]",
+                "print(T, (channels * P * Q + 1) * dim + prefix * dim + tables[positions])",
+            ),
+        ),
     },
     "q2": {
         "channel first": """
@@ -785,22 +743,14 @@ def similarity_by_offset(pos_embed, grid, prefix=1):
 """,
     },
     "stretch": {
-        "always in double precision": """
-def resize_kernel(weight, size):
-    D, C, P, Q = weight.shape
-    basis = torch.eye(P * Q, dtype=torch.float64).view(P * Q, 1, P, Q)
-    B = F.interpolate(basis, size, mode="bilinear").flatten(1).T
-    v = torch.linalg.pinv(B.T) @ weight.double().reshape(D * C, P * Q).T
-    return v.T.reshape(D, C, *size)
-""",
-        "square patches only": """
-def resize_kernel(weight, size):
-    D, C, P, _ = weight.shape
-    basis = torch.eye(P * P, dtype=torch.float64).view(P * P, 1, P, P)
-    B = F.interpolate(basis, (size[0], size[0]), mode="bilinear").flatten(1).T
-    v = torch.linalg.pinv(B.T) @ weight.double().reshape(D * C, -1).T
-    return v.T.reshape(D, C, *size).to(weight.dtype)
-""",
+        "always in double precision": swapped(RESIZE, (".to(weight.dtype)", "")),
+        "square patches only": swapped(
+            RESIZE,
+            ("D, C, P, Q =", "D, C, P, _ ="),
+            ("Q", "P"),
+            ("D * C, P * P", "D * C, -1"),
+            ("basis, size", "basis, (size[0], size[0])"),
+        ),
         "the kernel is interpolated like a picture": """
 def resize_kernel(weight, size):
     return F.interpolate(weight, size, mode="bilinear", align_corners=False)

@@ -1,13 +1,6 @@
 """Plausible wrong answers to assignment 3: each loses its question's points and no other's."""
 
-
-def swapped(text: str, *pairs: tuple[str, str]) -> str:
-    """The right answer with one slip: each (right, wrong) must occur."""
-    for right, wrong in pairs:
-        assert right in text, right
-        text = text.replace(right, wrong)
-    return text
-
+from wrong_answers import swapped
 
 RATE = """
 def rate_at(step, total, warmup, peak, floor=0.0):

@@ -1,13 +1,6 @@
 """Plausible wrong answers to assignment 4: each loses its question's points and no other's."""
 
-
-def swapped(text: str, *pairs: tuple[str, str]) -> str:
-    """The right answer with one slip: each (right, wrong) must occur."""
-    for right, wrong in pairs:
-        assert right in text, right
-        text = text.replace(right, wrong)
-    return text
-
+from wrong_answers import swapped
 
 SOFT = """
 def soft_loss_and_gradient(student, teacher, temperature):
@@ -167,6 +160,15 @@ def packed_loss(student_logits, packed, temperature):
     return temperature**2 * loss.mean()
 """
 
+FUNCTIONAL = """
+def soft_loss_and_gradient(student, teacher, temperature):
+    def loss(z):
+        q, p = ((logits / temperature).log_softmax(1) for logits in (z, teacher))
+        return temperature**2 * torch.where(p > -math.inf, p.exp() * (p - q), 0.0).sum(1).mean()
+
+    return loss(student), torch.func.grad(loss)(student)
+"""
+
 WRONG = {
     "q1": {
         "a mean over classes, as PyTorch's default": swapped(
@@ -209,24 +211,12 @@ def soft_loss_and_gradient(student, teacher, temperature):
         loss.backward()
     return loss.detach(), z.grad
 """,
-        "left to torch.func": """
-def soft_loss_and_gradient(student, teacher, temperature):
-    def loss(z):
-        q, p = ((logits / temperature).log_softmax(1) for logits in (z, teacher))
-        return temperature**2 * torch.where(p > -math.inf, p.exp() * (p - q), 0.0).sum(1).mean()
-
-    return loss(student), torch.func.grad(loss)(student)
-""",
-        "left to torch.func, forwards": """
-from torch.func import jacfwd
-
-def soft_loss_and_gradient(student, teacher, temperature):
-    def loss(z):
-        q, p = ((logits / temperature).log_softmax(1) for logits in (z, teacher))
-        return temperature**2 * torch.where(p > -math.inf, p.exp() * (p - q), 0.0).sum(1).mean()
-
-    return loss(student), jacfwd(loss)(student)
-""",
+        "left to torch.func": FUNCTIONAL,
+        "left to torch.func, forwards": swapped(
+            FUNCTIONAL,
+            ("\ndef soft", "\nfrom torch.func import jacfwd\n\ndef soft"),
+            ("torch.func.grad", "jacfwd"),
+        ),
         "always in double precision": swapped(
             SOFT, ("(student / temperature)", "(student.double() / temperature)")
         ),

@@ -37,7 +37,7 @@ from typing import Any
 
 import jupytext
 import nbformat
-from generate import KERNEL, ROOT, code_cell, execute, links, text_cell
+from generate import KERNEL, ROOT, code_cell, execute, links, text_cell, write_whole
 from nbformat import NotebookNode
 
 TEXTS = ROOT / "book" / "assignments"
@@ -236,10 +236,7 @@ def last_line(done: dict) -> str:
 
 def write(notebook: NotebookNode, path: Path) -> None:
     notebook.nbformat_minor = 5
-    temporary = path.with_suffix(".part")
-    temporary.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
-    path.unlink(missing_ok=True)  # nbgrader writes files that cannot be written again
-    temporary.replace(path)
+    write_whole(path, nbformat.writes(notebook) + "\n")
 
 
 def make(chosen: list[Path], out: Path = OUT) -> None:

@@ -193,11 +193,9 @@ def whose(path: Path, root: Path, assignments: list[str]) -> tuple[str, Path, st
     owner, number = name, ""
     if moodle := re.match(r"(.+?)_(\d+)_assignsubmission_", name):
         name, number = moodle[1], moodle[2]
-    elif len(parts) > 1:
-        pass
-    elif canvas := re.match(r"(.+?)(?:_LATE)?_(\d+)_\d+_", name):
+    elif len(parts) == 1 and (canvas := re.match(r"(.+?)(?:_LATE)?_(\d+)_\d+_", name)):
         name, number = canvas[1], canvas[2]
-    else:
+    elif len(parts) == 1:
         name = who(name, assignments)
         owner = name or path.name  # nobody's files are not of one person
     owner = unicodedata.normalize("NFC", f"{name}_{number}" if number else owner)
@@ -292,7 +290,7 @@ def _which(path: Path, cells: list[dict], told: str, releases: dict[str, Noteboo
         return told
     keys = {cell["key"] for cell in cells}
     by_cells = {
-        name: sum(_key(cell) in keys for cell in notebook.cells if _key(cell))
+        name: sum(key_of(cell) in keys for cell in notebook.cells if key_of(cell))
         + sum(cell.source == other["source"] for cell in notebook.cells for other in cells)
         for name, notebook in releases.items()
     }
@@ -426,7 +424,7 @@ def _apart(cells: list[dict], official: list[dict]) -> list[dict]:
 
 def blank(notebook: NotebookNode, release: NotebookNode, keep: str) -> NotebookNode:
     """A copy in which only one question is answered; the student's own cells stay."""
-    stubs = {_key(cell): cell.source for cell in release.cells if _key(cell)}
+    stubs = {key_of(cell): cell.source for cell in release.cells if key_of(cell)}
     copied = copy.deepcopy(notebook)
     for cell in copied.cells:
         about = cell.metadata.get("nbgrader", {})
@@ -435,7 +433,8 @@ def blank(notebook: NotebookNode, release: NotebookNode, keep: str) -> NotebookN
     return copied
 
 
-def _key(cell: NotebookNode) -> str:
+def key_of(cell: NotebookNode) -> str:
+    """By which nbgrader knows a cell, nothing for a cell that it does not know."""
     return str(cell.metadata.get("nbgrader", {}).get("grade_id", ""))
 
 
@@ -451,8 +450,8 @@ def _plain(cell: NotebookNode) -> dict:
         "kind": cell.cell_type,
         "source": cell.source,
         "id": cell.id,
-        "key": _key(cell),
-        "name": question(_key(cell)),
+        "key": key_of(cell),
+        "name": question(key_of(cell)),
         "answer": bool(about.get("solution")),
         "graded": bool(about.get("grade")),
         "first": FIRST_LINE.match(cell.source),

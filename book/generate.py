@@ -338,11 +338,15 @@ def generate(chapter: Path, run: bool = True, force: bool = False, stands: bool 
         return "not executed yet"
     notebook.metadata["vitmini"] = record
     notebook.cells.append(provenance_cell(chapter.stem, record))
-    text = nbformat.writes(notebook)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, nbformat.writes(notebook) + "\n")
     return result
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all (vitmini's own would load PyTorch first)."""
+    temporary = path.with_name(f"{path.name}.part")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    temporary.replace(path)
 
 
 def main() -> int:

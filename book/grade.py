@@ -50,8 +50,8 @@ sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 import confine
 import nbformat
 from assign import OUT, config, last_line, release, write
-from collect import LARGEST, Submission, blank, collect, question, shown, there
-from generate import ROOT
+from collect import LARGEST, Submission, blank, collect, key_of, question, shown, there
+from generate import ROOT, write_whole
 from nbformat import NotebookNode
 
 KERNEL = "vitmini-marking"
@@ -498,11 +498,10 @@ def grade(
     there(submissions, bool(lost))
     out.mkdir(parents=True, exist_ok=True)
     with alone(out), tempfile.TemporaryDirectory() as folder:
-        remove(
-            *Path(tempfile.gettempdir()).glob(f"mark-{fingerprint(str(out))}-*")
-        )  # of a killed call
+        killed = f"mark-{fingerprint(str(out))}-*"  # by an earlier call that was killed itself
+        remove(*Path(tempfile.gettempdir()).glob(killed))
         releases = prepare(sources, out)
-        changed = take_marks(out)  # before anything is run: what is wrong there is told at once
+        take_marks(out)  # before anything is run: what is wrong there is told at once
         names = read_json(out / "names.json")
         found = collect(submissions, releases, lost, names)
         write_whole(out / "names.json", json.dumps(names, indent=1))
@@ -528,25 +527,9 @@ def grade(
             if tried and (one.student, one.assignment) in known:
                 one.notes.append("the points are of what was handed in before")
         sweep()
-        changed |= {(one.student, one.assignment) for one in fresh}
         write_tables(found, results, out)  # pages may take a while
-        hidden = out / "feedback" / ".without-hidden-tests"
-        everything = hidden.exists() != settings.hide_tests
-        pages = [o for o in found if everything or no_page(o, out)]
-        pages += [o for o in found if o not in pages and (o.student, o.assignment) in changed]
-        hidden.parent.mkdir(exist_ok=True)
-        hidden.unlink(missing_ok=True)
-        if everything:  # none of the other kind is left when a call is ended
-            remove(
-                *(
-                    out / "feedback" / one.student / one.assignment
-                    for one in pages
-                    if one.assignment
-                )
-            )
-        if settings.hide_tests:
-            hidden.touch()
-        feedback(pages, results, releases if settings.hide_tests else {}, out)
+        pages = [o for o in found if id(o) in results or not has_page(o, settings)]
+        feedback(pages, results, releases, settings)
         write_tables(found, results, out)
     unread = [one for one in found if one.notebook is None]
     failed = [one for one in fresh if not results[id(one)].points]
@@ -640,12 +623,6 @@ def unchanged(one: Submission, out: Path) -> bool:
     return kept.exists() and nbformat.read(kept, as_version=4) == one.notebook
 
 
-def write_whole(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 def sweep() -> None:
     """End what students' code left behind, with what that left behind in its turn."""
     for _ in range(100):
@@ -670,8 +647,11 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
-def no_page(one: Submission, out: Path) -> bool:
-    return not list((out / "feedback" / one.student / one.assignment).glob("*.html"))
+def has_page(one: Submission, settings: Settings) -> bool:
+    """Whether there is a page for this submission that shows as much of the tests as it should."""
+    pages = (settings.out / "feedback" / one.student / one.assignment).glob("*.html")
+    wanted = f'data-tests="{"shown" if settings.hide_tests else "whole"}"'
+    return any(wanted in page.read_text(encoding="utf-8")[:200] for page in pages)
 
 
 def told_points(marked: Marked) -> str:
@@ -731,17 +711,16 @@ def texts_of(notebook: NotebookNode) -> dict[str, str]:
     return {c.metadata["nbgrader"]["grade_id"]: c.source for c in answers(notebook)}
 
 
-def take_marks(out: Path) -> set[tuple[str, str]]:
-    """Take over what a person wrote into by-hand.csv; say whose submissions it changed.
+def take_marks(out: Path) -> None:
+    """Take over what a person wrote into by-hand.csv; the pages that it changes are removed.
 
     A mark stays with the answer that it was given for. What stands as we wrote it is nobody's mark:
     the gradebook may have a newer one, of nbgrader's formgrader.
     Raises: `ValueError` naming the line, when points are no number or too many.
     """
     path = out / "by-hand.csv"
-    changed: set[tuple[str, str]] = set()
     if not path.exists():
-        return changed
+        return
     rows, ours = read_table(path), read_json(out / "by-hand.json")
     with _gradebook(out) as book:
         for number, row in enumerate(rows, 2):
@@ -764,24 +743,25 @@ def take_marks(out: Path) -> set[tuple[str, str]]:
                 raise ValueError(f"{where}: points must be from 0 to {entry.max_score:g}")
             comment = book.find_comment(key, name, name, student)
             as_written = ours.get(f"{student}/{key}", [None, None])
-            if [points, words] in (as_written, [entry.manual_score, comment.manual_comment]):
+            if [points, words] in (
+                as_written,
+                [entry.manual_score, comment.manual_comment or None],
+            ):
                 continue
-            if row.get("for") and row["for"] != answer_print(out, student, name, key):
+            if row.get("for") and row["for"] != answer_prints(out, student, name).get(key):
                 print(f"{where}: the answer is another one now, mark it again", flush=True)
                 continue
-            changed.add((student, name))
             entry.manual_score, comment.manual_comment = points, words
             entry.needs_manual_grade = points is None and entry.auto_score is None
             remove(out / "feedback" / student / name)  # it is of before
         book.db.commit()
-    return changed
 
 
-def answer_print(out: Path, student: str, name: str, key: str) -> str:
-    """A short print of an answer in words, by which a mark knows it again."""
+def answer_prints(out: Path, student: str, name: str) -> dict[str, str]:
+    """A short print of each answer, by which a mark knows it again."""
     path = out / "autograded" / student / name / f"{name}.ipynb"
     texts = texts_of(nbformat.read(path, as_version=4)) if path.exists() else {}
-    return f"#{fingerprint(texts.get(key, ''))[:8]}"  # no spreadsheet's number
+    return {key: f"#{fingerprint(text)[:8]}" for key, text in texts.items()}  # no number
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -805,32 +785,34 @@ def read_table(path: Path) -> list[dict[str, str]]:
 def feedback(
     found: list[Submission],
     results: dict[int, Marked],
-    hide: dict[str, NotebookNode],
-    out: Path,
+    releases: dict[str, NotebookNode],
+    settings: Settings,
 ) -> None:
     """Let nbgrader write a page for each of these submissions; see book/feedback.
 
-    With released notebooks in `hide`, the pages show those checks instead of the hidden ones.
+    To hide tests, a page gets the checks of the release, and of an error its last line.
     """
     from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor
     from nbgrader.apps import NbGraderAPI
     from nbgrader.preprocessors import GetGrades, NbGraderPreprocessor
 
     about: dict[str, Any] = {}
+    out = settings.out
 
     class Page(NbGraderPreprocessor):
         """What the page says on top of nbgrader's: names of questions, what is open, notes."""
 
         def preprocess(self, nb: Any, resources: Any) -> Any:
             resources["nbgrader"] |= {k: about[k] for k in ("name", "told")}
-            shown_checks = {key_of(c): c.source for c in about["release"].cells if key_of(c)}
+            resources["nbgrader"]["tests"] = "shown" if settings.hide_tests else "whole"
+            checks = {key_of(c): c.source for c in about["release"].cells if settings.hide_tests}
             for cell in nb.cells:
                 key = key_of(cell)
                 if key:
                     cell.metadata.nbgrader["title"] = question(key)
                     cell.metadata.nbgrader["open"] = key in about["open"]
-                if key.endswith("-check") and key in shown_checks:
-                    cell.source = shown_checks[key]
+                if key.endswith("-check") and key in checks:
+                    cell.source = checks[key]
                     cell.outputs = [last_words(o) for o in cell.outputs if "ename" in o]
             cells = [cell.metadata.nbgrader for cell in nb.cells if key_of(cell)]
             resources["nbgrader"]["graded"] = [cell for cell in cells if cell["grade"]]
@@ -849,16 +831,12 @@ def feedback(
             about["open"] = {entry.name for entry in entries if entry.needs_manual_grade}
         notes = [*one.notes, *_notes(one, results.get(id(one)), out)]
         about["told"] = [n for n in notes if not n.startswith("another ") and "look at it" not in n]
-        about |= {"name": one.student, "release": hide.get(name, nbformat.v4.new_notebook())}
+        about |= {"name": one.student, "release": releases[name]}
         done = api.generate_feedback(name, one.student, force=True)
         if not done["success"]:
             if "KeyboardInterrupt" in f"{done.get('log')}{done.get('error')}":  # nbgrader goes on
                 raise KeyboardInterrupt("all marked, not all pages written")
             one.notes.append(f"no feedback page: {last_line(done)}")
-
-
-def key_of(cell: NotebookNode) -> str:
-    return str(cell.metadata.get("nbgrader", {}).get("grade_id", ""))
 
 
 def last_words(output: NotebookNode) -> NotebookNode:
@@ -867,7 +845,7 @@ def last_words(output: NotebookNode) -> NotebookNode:
     return output
 
 
-MOST_TAGS = 5000  # more take minutes
+MOST_TAGS = 5000  # a page of 30,000 took half a minute
 
 
 def safe_html(text: str) -> str:
@@ -917,6 +895,7 @@ def write_tables(found: list[Submission], results: dict[int, Marked], out: Path)
             row |= {"points": f"{notebook.score:g}", "of": f"{notebook.max_score:g}"}
             row["to mark by hand"] = sum(g.needs_manual_grade for g in notebook.grades)
             grades.append(row)
+            prints = answer_prints(out, one.student, name)
             for entry in sorted(notebook.grades, key=lambda g: in_order(g.name)):
                 line = {
                     "student": one.student,
@@ -930,22 +909,19 @@ def write_tables(found: list[Submission], results: dict[int, Marked], out: Path)
                     comment = book.find_comment(entry.name, name, name, one.student)
                     page = f"feedback/{one.student}/{name}/{name}.html"
                     line |= {"points": scored, "comment": comment.manual_comment or ""}
-                    scored_by_hand = [entry.manual_score, comment.manual_comment]
-                    ours[f"{one.student}/{entry.name}"] = scored_by_hand
-                    known = answer_print(out, one.student, name, entry.name)
-                    by_hand.append(line | {"answer": page, "for": known})
+                    mark = [entry.manual_score, comment.manual_comment or None]
+                    ours[f"{one.student}/{entry.name}"] = mark
+                    by_hand.append(line | {"answer": page, "for": prints.get(entry.name, "")})
     for path, columns, rows in (
         ("grades.csv", GRADES, grades),
         ("questions.csv", ("student", "assignment", "question", "points", "of"), questions),
         ("by-hand.csv", BY_HAND, by_hand),
     ):
-        temporary = out / f"{path}.part"
-        kind = {"newline": "", "encoding": "utf-8-sig", "errors": "backslashreplace"}
-        with temporary.open("w", **kind) as file:  # type: ignore[call-overload]
-            table = csv.DictWriter(file, columns)
-            table.writeheader()
-            table.writerows({key: safe(value) for key, value in row.items()} for row in rows)
-        temporary.replace(out / path)
+        text = io.StringIO(newline="")
+        table = csv.DictWriter(text, columns)
+        table.writeheader()
+        table.writerows({key: safe(value) for key, value in row.items()} for row in rows)
+        write_whole(out / path, text.getvalue().encode("utf-8-sig", "backslashreplace"))
     write_whole(out / "by-hand.json", json.dumps(ours))
 
 

@@ -25,6 +25,7 @@ from assign import build, make
 from collect import collect
 from conftest import ROOT
 from grade import safe_html, unpack
+from nbgrader.api import Gradebook
 
 needs_walls = pytest.mark.skipif(not confine.version(), reason="this system has no Landlock")
 TEXT = """---
@@ -572,6 +573,18 @@ def test_a_table_saved_over_a_newer_one_marks_no_answer_that_was_not_read(marked
     assert (row["points"], row["to mark by hand"]) == ("5", "1"), row
 
 
+def test_a_mark_of_the_formgrader_is_not_overwritten_by_a_table_of_before(marked, course):
+    grade(course / "submissions", course)
+    with Gradebook(f"sqlite:///{course}/grading/gradebook.db", "vitmini") as book:
+        entry = book.find_grade("a9-q3", "a9-small", "a9-small", "shell")
+        entry.manual_score, entry.needs_manual_grade = 2, False
+        book.db.commit()
+    for _ in range(2):
+        grade(course / "submissions", course)
+        [row] = [row for row in table(course, "grades.csv") if row["student"] == "shell"]
+        assert (row["points"], row["to mark by hand"]) == ("7", "0"), row
+
+
 def test_a_mark_can_be_taken_back_and_a_comment_stand_alone(marked, course):
     def marks(points, comment, student="warns"):
         rows = table(course, "by-hand.csv")
@@ -786,6 +799,14 @@ def test_other_tests_are_asked_again_and_can_be_kept_from_the_pages(two):
     assert "[2/2]" in words and points(two) == {"right": "5", "near": "3"}
     page = (two / "grading/feedback/near/a9-small/a9-small.html").read_text(encoding="utf-8")
     assert "AssertionError" in page and "10**6" not in words_of(page) and "HIDDEN" not in page
+    shutil.copytree(two / "submissions", two / "fewer")
+    shutil.rmtree(two / "fewer/near")
+    grade(two / "fewer", two)  # another page is of the other kind now
+    assert "10**6" in words_of((two / "grading/feedback/right/a9-small/a9-small.html").read_text())
+    grade(two / "submissions", two, "--hide-tests")
+    for name in ("right", "near"):
+        page = (two / f"grading/feedback/{name}/a9-small/a9-small.html").read_text("utf-8")
+        assert "10**6" not in words_of(page)
     assert "2 unchanged" in grade(two / "submissions", two)  # and the pages have the tests again
     page = (two / "grading/feedback/near/a9-small/a9-small.html").read_text(encoding="utf-8")
     assert "10**6" in words_of(page) and "BEGIN HIDDEN TESTS" in page

@@ -53,6 +53,8 @@ EXPERIMENTS = (
     "distillation-3",
     "distillation",
     "data-hunger",
+    "distillation-long",
+    "data-hunger-compute",
     "position-growth",
     "resolution",
     "siblings",

@@ -76,9 +76,11 @@ def test_all_models_see_equally_many_images_whatever_the_size(profile):
     assert plan.sizes[-1] % plan.recipe.batch_size == 0  # nothing is dropped
     assert plan.recipe.val_share == 0 and plan.recipe.epochs not in plan.lengths
     for part in hunger.rounds_of(plan, profile):
+        (lengths,) = set(part.lengths.values())
+        assert set(part.lengths) == set(plan.models)
         for model in plan.models:
-            config = hunger.configure(plan, model, part.augmentation, part.seed, part.lengths[0])
-            other = hunger.configure(plan, "vit", part.augmentation, part.seed, part.lengths[0])
+            config = hunger.configure(plan, model, part.augmentation, part.seed, lengths[0])
+            other = hunger.configure(plan, "vit", part.augmentation, part.seed, lengths[0])
             same = {"model": other.model, "model_options": other.model_options}
             assert dataclasses.replace(config, **same) == other
 
@@ -91,8 +93,40 @@ def test_the_gpus_models_cost_alike():
     assert plan.sizes == (1_000, 5_000, 20_000, 50_000)
     strong = [r.seed for r in rounds if r.augmentation == "strong" and r.sizes == plan.sizes]
     assert strong == [0, 1, 2] and [r.augmentation for r in rounds].count("weak") == 1
-    images = sum(plan.sizes[-1] * sum(r.lengths) * len(r.sizes) for r in rounds)
+    epochs = sum(sum(r.lengths["vit"]) * len(r.sizes) for r in rounds)  # the same for each model
+    images = plan.sizes[-1] * epochs
     assert sum(flops.values()) * images / 100e12 < 90 * 60  # at half of what a ViT reaches
+
+
+@each_profile
+def test_at_equal_computing_every_model_gets_the_resnets_flops(profile):
+    plan = hunger.plan_hunger(profile)
+    # Of pictures of 32 pixels; the digits' are smaller, which does not matter here.
+    flops = {m: vm.training_flops(find_config(n, **o)) for m, (n, o) in plan.models.items()}
+    rounds = hunger.equal_rounds(plan, profile, flops)
+    budget = plan.recipe.epochs * flops["resnet"]
+    for part in rounds:
+        assert part.sizes == plan.sizes
+        for model, (epochs,) in part.lengths.items():
+            assert epochs >= 1 and abs(epochs * flops[model] - budget) <= 0.5 * flops[model] + 1
+            assert model != "resnet" or part.augmentation != plan.main  # `data_hunger` has it
+    weak, strong = ([r.seed for r in rounds if r.augmentation == a] for a in ("weak", "strong"))
+    assert weak == strong == sorted({r.seed for r in rounds})
+
+
+def test_the_experiment_at_equal_computing_has_the_keys_of_the_one_beside_it(capsys):
+    result, beside = hunger.data_hunger_compute(CI), hunger.data_hunger(CI)
+    assert result["name"] == "data-hunger-compute" and "as many FLOPs" in result["data"]
+    assert result["curves"]["sizes"] == beside["curves"]["sizes"]
+    scores = [key for key in result["metrics"] if key.startswith("test_accuracy_")]
+    for key in scores:
+        *_, model, size, epochs = key.split("_")
+        assert {model, int(size)} <= {"vit", "hybrid", "resnet", *result["curves"]["sizes"]}
+        flops = result["metrics"][key.replace("test_accuracy", "training_flops")]["mean"]
+        same = f"training_flops_strong_resnet_{size}_2"
+        assert flops == pytest.approx(beside["metrics"][same]["mean"], rel=0.5)
+        assert len(result["curves"][key.replace("test_accuracy", "train_loss")][0]) == int(epochs)
+    assert len(scores) == 8 and result["metrics"]["parameters_vit"]["mean"] > 0
 
 
 def kept(monkeypatch, tmp_path, module, plan):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from vitmini.attention import Attention, attention_by_hand
 from vitmini.benchmark import compare_models, measure_time, peak_memory
 from vitmini.data import ImageData, describe_data, first_images, load_data
-from vitmini.hunger import data_hunger
+from vitmini.hunger import data_hunger, data_hunger_compute
 from vitmini.initialisation import SCHEMES
 from vitmini.inside import position_growth, resolution
 from vitmini.model import create_model, get_config
@@ -28,7 +28,7 @@ from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import code_version, new_result, summarize
 from vitmini.siblings import siblings
 from vitmini.speedrun import speedrun, throughput, throughput_cpu, train_cifar10
-from vitmini.students import distillation
+from vitmini.students import distillation, distillation_long
 from vitmini.train import split_validation, train
 
 History = list[dict[str, float]]
@@ -417,9 +417,11 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     # Long ones in parts of minutes: each does what those before it do, and the last one all.
     **{f"data-hunger-{n}": functools.partial(data_hunger, rounds=n) for n in range(1, 5)},
     "data-hunger": data_hunger,
+    "data-hunger-compute": data_hunger_compute,
     "distillation-teachers": functools.partial(distillation, rounds=0),
     **{f"distillation-{n}": functools.partial(distillation, rounds=n) for n in range(1, 4)},
     "distillation": distillation,
+    "distillation-long": distillation_long,
     "position-growth": position_growth,
     "resolution": resolution,
     "siblings": siblings,

@@ -23,6 +23,7 @@ from vitmini.runs import load_teacher
 from vitmini.train import build_model, train
 
 TOKEN = {"distilled": True, "pool": "cls"}
+LONG = ("none", "token")  # what is trained for long, too
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,15 @@ class Plan:
     long: int
 
 
+@dataclass(frozen=True)
+class Round:
+    """What is trained together: these arms, with one seed, for so many epochs. Chapter: 10."""
+
+    seed: int
+    names: tuple[str, ...]
+    epochs: int
+
+
 def plan_students(profile: Profile) -> Plan:
     """Choose models and schedules that a profile has time for. Chapter: 10."""
     if profile.name == "ci":
@@ -93,14 +103,35 @@ def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
     teachers alone. What was trained before is not trained again.
     """
     plan = plan_students(profile)
+    each = [Round(seed, tuple(arms(10)), plan.student.epochs) for seed in _seeds(profile)]
+    whole = [*each, Round(0, LONG, plan.long)]
+    if rounds is None:
+        return _record("distillation", "", plan, profile, whole)
+    parts = whole[:rounds]
+    words = f"; the first {len(parts)} of {len(whole)} rounds"
+    return _record(f"distillation-{rounds or 'teachers'}", words, plan, profile, parts)
+
+
+def distillation_long(profile: Profile) -> dict[str, Any]:
+    """Train the student alone and the one with a token for long, over all seeds. Chapter: 10.
+
+    Keys are those of `distillation`.
+    """
+    plan = plan_students(profile)
+    rounds = [Round(seed, LONG, plan.long) for seed in _seeds(profile)]
+    return _record("distillation-long", "; long schedules alone", plan, profile, rounds)
+
+
+def _seeds(profile: Profile) -> tuple[int, ...]:
+    return profile.pick(ci=(0,), cpu=(0, 1, 2), gpu=(0, 1, 2))
+
+
+def _record(
+    name: str, more: str, plan: Plan, profile: Profile, parts: list[Round]
+) -> dict[str, Any]:
+    """Train what `parts` ask for and put together its result; `more` ends its words."""
     data = first_images(load_data(plan.student.data), plan.count).to(profile.device)
     ways = arms(len(data.classes))
-    each = [
-        (seed, list(ways), plan.student.epochs)
-        for seed in profile.pick(ci=(0,), cpu=(0, 1, 2), gpu=(0, 1, 2))
-    ]
-    whole = [*each, (0, ["none", "token"], plan.long)]
-    parts = whole[:rounds]
     runs: dict[str, list[dict[str, Any]]] = {}
     with experiment_folder("distillation", profile) as folder:
         teachers = {
@@ -109,16 +140,16 @@ def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
         }
         taught = {name: _classify(teacher, data) for name, teacher in teachers.items()}
         lessons = {name: _read_history(folder / name) for name in teachers}
-        for seed, names, epochs in parts:
-            for name in names:
-                arm, key = ways[name], name + "_long" * (epochs == plan.long)
-                config = configure(plan, arm, seed, epochs)
+        for part in parts:
+            for way in part.names:
+                arm, key = ways[way], way + "_long" * (part.epochs == plan.long)
+                config = configure(plan, arm, part.seed, part.epochs)
                 teacher = None if arm.teacher is None else teachers[arm.teacher]
-                path = folder / f"{key}-{seed}.json"
+                path = folder / f"{key}-{part.seed}.json"
                 measure = functools.partial(_measure, config, data, path, profile.device, teacher)
                 runs.setdefault(key, []).append(found := keep(path, measure))
                 shutil.rmtree(path.with_suffix(""), ignore_errors=True)
-                print(f"{key}, seed {seed}: test {found['accuracy']}", flush=True)
+                print(f"{key}, seed {part.seed}: test {found['accuracy']}", flush=True)
     labels = data.test_labels.cpu()
     metrics = {
         f"test_accuracy_teacher_{name}": summarize([_share(classes, labels)])
@@ -137,23 +168,20 @@ def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
         if "similarity" in done[0]:
             curves[f"token_similarity_{key}"] = [run["similarity"] for run in done]
         metrics[f"seconds_{key}"] = summarize([_seconds(run) for run in done])
-    if "token" in runs:
-        pairs = zip(runs["none"], runs["token"], strict=True)
-        tables = [_disagree(labels, taught, *pair) for pair in pairs]
-        curves["disagreement_names"] = list(tables[0][0])
-        curves["disagreement"] = [table.tolist() for _, table in tables]
+    for long in ("", "_long"):
+        pairs = zip(runs.get(f"none{long}", []), runs.get(f"token{long}", []), strict=True)
+        if tables := [_disagree(labels, taught, *pair) for pair in pairs]:
+            curves["disagreement_names"] = list(tables[0][0])
+            curves[f"disagreement{long}"] = [table.tolist() for _, table in tables]
     words = (
         f"{describe_data(plan.student.data)}: {plan.count:,} training images, "
         f"{len(labels):,} test images; students {plan.student.model}, {plan.student.epochs} or "
         f"{plan.long} epochs; teachers "
         + ", ".join(f"{c.model}, {c.epochs} epochs" for c in plan.teachers.values())
+        + more
     )
-    name = "distillation"
-    if rounds is not None:
-        name = f"{name}-{rounds or 'teachers'}"
-        words += f"; the first {len(parts)} of {len(whole)} rounds"
     seconds = sum(_seconds(run) for done in (lessons.values(), *runs.values()) for run in done)
-    seeds = sorted({seed for seed, *_ in parts} | {c.seed for c in plan.teachers.values()})
+    seeds = sorted({part.seed for part in parts} | {c.seed for c in plan.teachers.values()})
     return new_result(name, profile, profile.device, words, seconds, seeds, metrics, curves)
 
 

@@ -5,11 +5,12 @@
     python book/gpu.py --list                what there is, and what is done
     python book/gpu.py --out DIR             results, logs and weights are gathered in DIR
 
-A part takes nine minutes at most and is then stopped; called again, it goes on. Work is kept in
-runs/gpu. Without --out, results go to book/results, where none replaces a better one; the embedded
-models and their cards go to runs/gpu/weights, to be looked at before they replace those in
+A part takes nine minutes at most and is then stopped; called again, it goes on (a chapter begins
+anew: on a card that needs longer, --limit gives it more seconds). Work is kept in runs/gpu.
+Without --out, results go to book/results, where none replaces a better one; the embedded models
+and their cards go to runs/gpu/weights, to be looked at before they replace those in
 vitmini/weights. Needs no virtual environment: any Python with PyTorch and what vitmini imports.
-Data: $VITMINI_DATA. VITMINI_PROFILE=ci rehearses everything on a CPU.
+Data: $VITMINI_DATA. VITMINI_PROFILE=ci rehearses on a CPU all that stores nothing in the checkout.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ WORK = ROOT / "runs" / "gpu"
 TESTS = ("correctness", "correctness-compiled")
 EXPERIMENTS = (
     "throughput",
+    "speedrun-1",
     "speedrun",
     "train-cifar10",
     "attention-cost-gpu",
@@ -59,33 +61,43 @@ EXPERIMENTS = (
     "resolution",
     "siblings",
 )
-PARTS = (*TESTS, *EXPERIMENTS, "embedded", "chapters")
+CHAPTERS = tuple(
+    path.stem
+    for path in sorted((ROOT / "book" / "chapters").glob("[0-9][0-9]-*.md"))
+    if re.search(r"^ *gpu: *true", path.read_text("utf-8"), re.M)
+)
+PARTS = (*TESTS, *EXPERIMENTS, "embedded", *CHAPTERS)
 # What a part cannot do without; what vitmini itself imports comes first.
 NEEDS = {
     **dict.fromkeys(PARTS, ("torch", "torchvision", "numpy", "einops", "safetensors")),
     **dict.fromkeys(TESTS, ("torch", "einops", "safetensors", "pytest")),
-    "chapters": ("torch", "einops", "safetensors", "matplotlib", "jupytext", "nbclient", "yaml"),
+    **dict.fromkeys(
+        CHAPTERS,
+        ("torch", "einops", "safetensors", "matplotlib", "jupytext", "nbclient", "ipykernel"),
+    ),
 }
 
 
 def command(part: str, out: Path | None, force: bool) -> list[str]:
-    """What runs a part, in the folder `WORK`; nothing where no chapter asks for a GPU."""
+    """What runs a part, in the folder `WORK`.
+
+    Nothing where a rehearsal would leave something behind: weights, or a chapter's outputs.
+    """
+    rehearsal = environment()["VITMINI_PROFILE"] != "gpu"
     if part in TESTS:
         compiled = "compiled" if part == "correctness-compiled" else "not compiled"
         pytest = [sys.executable, "-m", "pytest", str(ROOT / "tests" / "test_cuda.py")]
         # The course's own settings want packages for notebooks, which are not needed here.
         bare = ["-c", os.devnull, "-p", "no:cacheprovider", "--noconftest"]
         return [*pytest, "-q", "-rs", *bare, "-k", compiled]
-    if part == "chapters":
-        texts = sorted((ROOT / "book" / "chapters").glob("[0-9][0-9]-*.md"))
-        gpu = [p.stem for p in texts if re.search(r"^ *gpu: *true", p.read_text("utf-8"), re.M)]
-        return [sys.executable, str(ROOT / "book" / "generate.py"), *gpu] if gpu else []
-    if part == "embedded":  # what the part siblings trained; its rehearsal keeps nothing
+    if part in CHAPTERS:
+        script = [sys.executable, str(ROOT / "book" / "generate.py"), part]
+        return [] if rehearsal else script
+    if part == "embedded":  # what the part siblings trained
         name = f"siblings-gpu-{version().replace(' ', '-')}"
         script = [sys.executable, str(ROOT / "book" / "embed.py"), "--siblings"]
         folder = WORK / "runs" / "experiments" / name
-        keeps = environment()["VITMINI_PROFILE"] == "gpu"
-        return [*script, str(folder), "--out", str(WORK / "weights")] if keeps else []
+        return [] if rehearsal else [*script, str(folder), "--out", str(WORK / "weights")]
     where = [] if out is None else ["--out", str(out / "results")]
     forced = ["--force"] if force else []
     return [sys.executable, "-m", "vitmini", "experiment", part, *where, *forced]

@@ -61,9 +61,21 @@ def test_what_cannot_work_is_one_line(tmp_path):
 def test_a_part_without_its_packages_is_left_out_by_name(work, monkeypatch, capsys):
     monkeypatch.setenv("VITMINI_PROFILE", "ci")
     monkeypatch.setattr(gpu, "missing", lambda part: ["nbclient"])
-    assert gpu.main(["chapters"]) == 1
+    assert gpu.main(["07-training"]) == 1
     out = capsys.readouterr().out
-    assert "chapters: left out, this Python lacks nbclient" in out and "not done: chapters" in out
+    assert "07-training: left out, this Python lacks nbclient" in out
+    assert "not done: 07-training" in out
+
+
+def test_each_chapter_that_wants_a_gpu_is_a_part_of_its_own(monkeypatch):
+    """One that is done is not executed again when the next one is stopped."""
+    assert {"07-training", "08-data-hunger", "10-distillation"} <= set(gpu.CHAPTERS)
+    assert "01-patches" not in gpu.CHAPTERS and gpu.PARTS[-len(gpu.CHAPTERS) :] == gpu.CHAPTERS
+    for part in gpu.CHAPTERS:
+        monkeypatch.setenv("VITMINI_PROFILE", "ci")
+        assert gpu.command(part, None, False) == []  # the stored outputs stay
+        monkeypatch.setenv("VITMINI_PROFILE", "gpu")
+        assert gpu.command(part, None, False)[-2:] == [str(ROOT / "book" / "generate.py"), part]
 
 
 def test_a_part_that_is_stopped_goes_on(work, monkeypatch, capsys):

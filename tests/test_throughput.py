@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import subprocess
 import sys
 import time
 
@@ -326,6 +327,36 @@ def test_a_better_result_is_found_before_the_work_is_done(tmp_path, monkeypatch,
     assert main(["experiment", "train-digits", "--out", str(tmp_path)]) == 2 and not done
     assert "better result" in capsys.readouterr().err
     assert main(["experiment", "train-digits", "--out", str(tmp_path), "--force"]) == 0 and done
+
+
+def test_a_result_names_the_commit_that_last_changed_the_library(tmp_path, monkeypatch):
+    """So that what was trained before a commit of texts or of results is not trained again."""
+    from vitmini import records
+
+    def git(*arguments):
+        who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        command = ["git", "-C", str(tmp_path), *who, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    library = tmp_path / "vitmini"
+    library.mkdir()
+    (library / "a.py").write_text("1")
+    (tmp_path / "text.md").write_text("1")
+    monkeypatch.setattr(records, "_HERE", library)
+    unknown = records.code_version()
+    assert unknown.startswith("sources ")
+    git("init", "-q")
+    assert records.code_version() == unknown  # nothing is committed
+    git("add", "."), git("commit", "-qm", "both")
+    first = records.code_version()
+    assert git("rev-parse", "HEAD").startswith(first) and len(first) == 12
+    (tmp_path / "text.md").write_text("2")
+    git("commit", "-qam", "text")
+    assert records.code_version() == first
+    (library / "a.py").write_text("2")
+    assert records.code_version().startswith("sources ") and records.code_version() != unknown
+    git("commit", "-qam", "library")
+    assert git("rev-parse", "HEAD").startswith(records.code_version()) != first
 
 
 def test_what_is_no_result_is_no_loss(tmp_path):

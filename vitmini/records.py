@@ -139,8 +139,9 @@ def provenance() -> dict[str, Any]:
 
 
 def code_version() -> str:
-    """Identify the library's code: git's commit where it is unchanged, else a hash of it.
+    """Identify the library's code: the commit that last changed it, else a hash of what is there.
 
+    A commit of texts or results leaves it as it is, so that a long experiment goes on after one.
     Chapter: 0
     """
     try:
@@ -149,7 +150,8 @@ def code_version() -> str:
         changed = subprocess.run([*git, "status", "--porcelain", "--", "."], **quiet).stdout
         known = subprocess.run([*git, "ls-files", "--", "."], **quiet).stdout
         if known and not changed:
-            return subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], **quiet).stdout.strip()
+            last = [*git, "log", "-1", "--format=%h", "--abbrev=12", "--", "."]
+            return subprocess.run(last, **quiet).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         pass
     digest = hashlib.sha256()

@@ -9,7 +9,8 @@ A chapter is MyST text. The generator replaces, in its cells:
     # set-up                                     the set-up cell, the same in every chapter
     # vitmini/patches.py: patchify, PatchEmbed   the definitions, whole, from the library
     {{NAME:KEY.KEY:FORMAT}}                      a number from book/results/NAME.json; the
-                                                 format "count" gives the length of a list
+                                                 format "count" gives the length of a list;
+                                                 after a "|", words for as long as there is no file
     ![alt](../static/x.png)                      the picture itself, so that Colab has it too
 
 It adds a line of facts below the title and a line of provenance at the end.
@@ -136,8 +137,11 @@ def look_up(value: Any, keys: str) -> Any:
 def text_cell(source: str) -> str:
     def number(match: re.Match) -> str:
         name, keys, form = match.groups()
-        value = json.loads((ROOT / f"book/results/{name}.json").read_text(encoding="utf-8"))
-        value = look_up(value, keys)
+        form, _, until = form.partition("|")
+        path = ROOT / f"book/results/{name}.json"
+        if until and not path.exists():
+            return until
+        value = look_up(json.loads(path.read_text(encoding="utf-8")), keys)
         return str(len(value)) if form == "count" else format(value, form)
 
     def picture(match: re.Match) -> str:

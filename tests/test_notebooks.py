@@ -188,6 +188,13 @@ def test_numbers_come_from_the_stored_file():
     metric = vm.load_result("train-digits")["metrics"]["test_accuracy"]
     text = "{{train-digits:metrics.test_accuracy.mean:.1%}} {{train-digits:seeds:count}}"
     assert generate.text_cell(text) == f"{metric['mean']:.1%} {len(metric['values'])}"
+    text = text.replace(":.1%", ":.1%|not measured yet")
+    assert generate.text_cell(text) == f"{metric['mean']:.1%} {len(metric['values'])}"
+    assert generate.text_cell("{{never-run:metrics.x.mean:.1%|not measured yet}} | b") == (
+        "not measured yet | b"
+    )
+    with pytest.raises(OSError, match="never-run"):
+        generate.text_cell("{{never-run:metrics.x.mean:.1%}}")
 
 
 def test_a_key_may_hold_a_dot_and_a_wrong_one_is_named():

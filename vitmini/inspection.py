@@ -527,8 +527,8 @@ def cka(x: Tensor, y: Tensor) -> float:
     Shapes: `x` (n, d1) and `y` (n, d2), a row an image -> from 0 to 1, computed in float64.
     Raises: `ValueError` when a shape does not fit, a number is not finite, or one representation is
         the same for all images.
-    Source: Kornblith et al. 2019, "Similarity of neural network representations revisited", eq. 5
-        and 6.
+    Source: Kornblith et al. 2019, "Similarity of neural network representations revisited",
+        section 3.
     Chapter: 12
     """
     centred = []

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import vitmini as vm
+from vitmini import folders
 from vitmini.augment import random_flip
 from vitmini.data import describe_data, fits_on, mean_and_std
 from vitmini.folders import list_pictures, read_pictures
@@ -261,6 +262,11 @@ def test_what_is_transparent_is_seen_on_white(tmp_path):
     assert pixels[:, 0, 0].tolist() == [40, 50, 60] and pixels[:, 3, 3].tolist() == [255] * 3
     Image.new("RGB", (4, 4), (7, 7, 7)).save(path, transparency=(7, 7, 7))
     assert read_image(path, 3, (4, 4)).unique().tolist() == [255]
+    deep = np.full((4, 4), 257 * 40, np.uint16)
+    deep[:, 2:] = 300
+    Image.fromarray(deep).save(path, transparency=300)
+    pixels = read_image(path, 3, (4, 4))
+    assert (pixels[:, :, :2] == 40).all() and (pixels[:, :, 2:] == 255).all()
 
 
 def test_odd_pictures_are_read(tmp_path):
@@ -278,7 +284,7 @@ def test_odd_pictures_are_read(tmp_path):
     assert read_image(tmp_path / "c.png", 3, (4, 4)).unique().tolist() == [9]
 
 
-def test_broken_pictures_are_all_counted_and_three_are_named(folder, monkeypatch):
+def test_broken_pictures_are_all_counted_and_named(folder, monkeypatch):
     cat, dog = folder / "train/cat", folder / "train/dog"
     whole = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(whole, "JPEG")
@@ -295,7 +301,10 @@ def test_broken_pictures_are_all_counted_and_three_are_named(folder, monkeypatch
     line = str(refusal.value)
     assert line.startswith(f"7 of 16 pictures in {folder} cannot be read: train/cat/0.png (no ")
     assert "cat/a cut.jpg (" in line and "gone.png (No such file" in line
-    assert line.endswith(", ...") and "\n" not in line and "pipe" not in line
+    assert len(re.findall(r"train/\w+/[^(]+ \(", line)) == 7 and "\n" not in line
+    monkeypatch.setattr(folders, "_NAMED", 3)  # of very many, a message names the first
+    with pytest.raises(ValueError, match=r"cut.jpg .*gone.png .* and 4 more$"):
+        vm.load_data(folder, image_size=8)
     for name in ("0.png", "a cut.jpg", "gone.png"):
         (cat / name).unlink()
     with pytest.raises(ValueError, match=r"4 of .*pipe.png \(it is no reg.*heic .*type F"):
@@ -315,6 +324,20 @@ def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_text(code)
     with pytest.raises(ValueError, match="as a picture: no picture of a known kind"):
         read_image(tmp_path / "a.png", 3, (8, 8))
+
+
+def test_a_size_that_no_memory_holds_is_refused_and_blamed_on_no_picture(folder, monkeypatch):
+    for size in (8193, (8, 10**30)):
+        with pytest.raises(ValueError, match="image_size must be at most 8192 pixels, got "):
+            vm.load_data(folder, image_size=size)
+
+    def no_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "load", no_memory)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", no_memory)
+    with pytest.raises(MemoryError):
+        read_image(folder / "train/dog/2.png", 3, (8, 8))
 
 
 def test_a_picture_that_vanishes_is_named(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
@@ -15,12 +16,14 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, vitmini
+from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -243,6 +246,8 @@ def spoil_weight(c):
         (lambda c: c["optimizers"][0]["param_groups"].pop(), "does not fit"),
         (lambda c: c["optimizers"][0]["param_groups"][0].pop("betas"), "other settings"),
         (lambda c: c["optimizers"][0]["state"].pop(0), "does not fit"),
+        (lambda c: c["optimizers"][0]["state"][1]["exp_avg_sq"].fill_(-1), "sq 1 is below 0"),
+        (lambda c: c["optimizers"][0]["state"][0]["step"].fill_(-1), "step 0 is below 0"),
         (lambda c: c["history"].clear(), "history"),
         (lambda c: c["history"].append(c["history"][-1]), "history"),
         (lambda c: c["history"].__setitem__(1, {"epoch": 2}), "epoch 2 is incomplete"),
@@ -269,6 +274,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused(copy, spoil, words):
         ("data", "mean", [0.1, 0.2]),
         ("data", "std", [0.0]),
         ("data", "std", [math.inf]),
+        ("data", "mean", [1e300]),
+        ("data", "std", [1e-60]),
         ("data", "classes", ["a"]),
         ("data", "classes", ["\x1b[31m"] * 10),
         ("data", "classes", 7),
@@ -284,8 +291,23 @@ def test_a_hostile_config_is_refused(copy, part, field, value):
     description = json.loads((copy / "config.json").read_text())
     description[part][field] = value
     (copy / "config.json").write_text(json.dumps(description))
+    save_file(load_file(copy / "model.safetensors"), copy / "model.safetensors")  # it says no hash
     for command in (("evaluate", copy), ("predict", copy, "x.png")):
-        assert "damaged or not this run's" in refused(*command)
+        line = refused(*command)
+        assert "damaged or not this run's" in line and "that the run wrote" not in line
+
+
+def test_a_hostile_stride_of_a_resnet_is_refused():
+    with pytest.raises(ValueError, match="stem_stride must be at most 64"):
+        vm.find_config("resnet_mini", stem_stride=2**70)
+
+
+def test_what_a_hostile_config_calls_its_options_does_not_reach_the_terminal(copy):
+    description = json.loads((copy / "config.json").read_text())
+    description["train"]["\x1b[31mred\x07"] = 1
+    (copy / "config.json").write_text(json.dumps(description))
+    line = refused(*TRAIN, "--epochs", "3", "--resume", "--out", copy)
+    assert line.strip().isprintable() and "another run: its '\\x1b[31mred" in line
 
 
 @pytest.mark.parametrize("name", ["config.json", "checkpoint.pt", "model.safetensors"])
@@ -363,9 +385,56 @@ def test_weights_that_are_damaged_or_missing_are_refused(copy):
     assert "no finished run" in refused("evaluate", copy)
 
 
-def test_weights_that_are_not_finite_are_refused(copy):
-    from safetensors.torch import load_file, save_file
+def flip(path, share):
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * share)] ^= 4
+    path.write_bytes(content)
 
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.7, 0.9])
+@pytest.mark.parametrize("name", ["checkpoint.pt", "model.safetensors"])
+def test_a_flipped_bit_is_found(copy, name, share):
+    flip(copy / name, share)
+    before = {name: (copy / name).read_bytes() for name in FILES}
+    resume = (*TRAIN, "--epochs", "3", "--resume", "--out", copy)
+    assert name in refused(*(resume if name == "checkpoint.pt" else ("evaluate", copy)))
+    assert {name: (copy / name).read_bytes() for name in FILES} == before
+
+
+def test_files_of_another_run_are_refused_and_nothing_is_lost(copy, tmp_path):
+    other = tmp_path / "other"
+    assert vitmini(*TRAIN, "--epochs", "3", "--seed", "6", "--out", other).returncode == 0
+    own = {name: (copy / name).read_bytes() for name in FILES}
+    (copy / "checkpoint.pt").write_bytes((other / "checkpoint.pt").read_bytes())
+    line = refused(*TRAIN, "--epochs", "3", "--resume", "--out", copy)
+    assert "checkpoint.pt does not fit this run: it is another run's" in line
+    for name in FILES - {"checkpoint.pt"}:
+        assert (copy / name).read_bytes() == own[name]
+    (copy / "model.safetensors").write_bytes((other / "model.safetensors").read_bytes())
+    assert "not those that the run wrote" in refused("evaluate", copy)
+
+
+def test_a_packed_checkpoint_is_not_unpacked(copy):
+    """A few bytes may be gigabytes of zeros; PyTorch writes none, and would read it."""
+    with zipfile.ZipFile(copy / "checkpoint.pt") as whole:
+        members = {m.filename: whole.read(m) for m in whole.infolist()}
+    with zipfile.ZipFile(copy / "checkpoint.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in members.items():
+            packed.writestr(name, content)
+    line = refused(*TRAIN, "--epochs", "3", "--resume", "--out", copy)
+    assert "checkpoint.pt is damaged" in line
+
+
+def test_files_of_a_run_before_they_said_whose_they_are_still_serve(copy):
+    checkpoint = torch.load(copy / "checkpoint.pt", weights_only=True)
+    del checkpoint["run"]
+    torch.save(checkpoint, copy / "checkpoint.pt")
+    save_file(load_file(copy / "model.safetensors"), copy / "model.safetensors")
+    assert vitmini("evaluate", copy).returncode == 0
+    assert vitmini(*TRAIN, "--epochs", "3", "--resume", "--out", copy).returncode == 0
+
+
+def test_weights_that_are_not_finite_are_refused(copy):
     weights = load_file(copy / "model.safetensors")
     weights["head.bias"][3] = math.nan
     save_file(weights, copy / "model.safetensors")
@@ -624,6 +693,32 @@ def test_what_cannot_be_measured_is_refused_by_name(digits, size):
         vm.evaluate(model, none)
 
 
+@pytest.mark.parametrize(
+    ("rate", "epochs", "share", "words"),
+    [
+        (1e40, 2, 0.1, "the weights are not finite at the end of epoch 1: try a learning_rate"),
+        (1e30, 2, 0.1, "the validation loss of epoch 1 is not finite: try a learning_rate"),
+        (1e30, 1, 0.0, "the test loss is not finite: try a learning_rate below 1e\\+30"),
+    ],
+)
+def test_a_last_step_that_breaks_the_model_is_no_success(
+    digits, tmp_path, rate, epochs, share, words
+):
+    """The loss of a step is that of the weights before it."""
+    config = dataclasses.replace(SHORT, epochs=epochs, warmup=0, learning_rate=rate)
+    config = dataclasses.replace(config, val_share=share)
+    with pytest.raises(FloatingPointError, match=words):
+        vm.train(tiny(), few(digits, 96), config, tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    assert not torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]
+
+
+def test_a_model_in_another_precision_is_refused_before_anything_is_written(digits, tmp_path):
+    with pytest.raises(ValueError, match=r"float32, got torch.float64: call model.float\(\)"):
+        vm.train(tiny().double(), few(digits), SHORT, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(digits):
     config = dataclasses.replace(vm.RECIPES["digits"], epochs=1, learning_rate=1e30)
     with pytest.raises(FloatingPointError, match=r"epoch 1 on: try a learning_rate below 1e\+30"):
@@ -748,6 +843,87 @@ def test_a_run_that_was_cut_off_ends_byte_for_byte_alike(digits, tmp_path, more)
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize("fresh", [False, True], ids=["the same model", "another model"])
+def test_a_run_that_ended_before_its_first_checkpoint_begins_where_it_began(
+    digits, tmp_path, fresh
+):
+    config, data = dataclasses.replace(SHORT, epochs=2, save_every=2), few(digits)
+
+    def cut_off(record):
+        raise KeyboardInterrupt
+
+    vm.train(tiny(), data, config, tmp_path / "whole")
+    model = tiny()
+    with pytest.raises(KeyboardInterrupt):
+        vm.train(model, data, config, tmp_path / "parts", on_epoch=cut_off)
+    if fresh:
+        torch.manual_seed(7)
+        model = vm.create_model("vit_digits", **TINY)
+    vm.train(model, data, config, tmp_path / "parts", resume=True)
+    whole, parts = (tmp_path / name / "model.safetensors" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_what_a_caller_does_to_a_record_stays_with_the_caller(digits, tmp_path):
+    config, data = dataclasses.replace(SHORT, epochs=3), few(digits)
+
+    def scribble(record):
+        epoch = record["epoch"]
+        record.clear()
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vm.train(tiny(), data, config, tmp_path, on_epoch=scribble)
+    history = vm.train(tiny(), data, config, tmp_path, resume=True, on_epoch=scribble)
+    assert [record["epoch"] for record in history] == [1, 2, 3]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == history
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_a_run_with_frozen_parameters_goes_on(digits, tmp_path, optimizer):
+    config, data = dataclasses.replace(SHORT, epochs=2, optimizer=optimizer), few(digits)
+
+    def frozen():
+        model = tiny()
+        model.patch_embed.requires_grad_(False)
+        model.blocks[0].requires_grad_(False)
+        return model
+
+    def cut_off(record):
+        raise KeyboardInterrupt
+
+    vm.train(frozen(), data, config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        vm.train(frozen(), data, config, tmp_path / "parts", on_epoch=cut_off)
+    vm.train(frozen(), data, config, tmp_path / "parts", resume=True)
+    whole, parts = (tmp_path / name / "model.safetensors" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_a_run_whose_first_steps_were_all_skipped_goes_on(digits, tmp_path, optimizer):
+    """Loss scaling begins high: on few images, an epoch may be the one step that it skips."""
+    config = dataclasses.replace(
+        SHORT, epochs=2, warmup=0, precision="float16", optimizer=optimizer, learning_rate=1e-6
+    )
+
+    def steep():
+        model = tiny()
+        torch.nn.init.normal_(model.head.weight, std=500)
+        return model
+
+    def cut_off(record):
+        checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+        assert checkpoint["scaler"]["scale"] < 65536  # it was skipped
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vm.train(steep(), few(digits, 96), config, tmp_path, on_epoch=cut_off)
+    assert len(vm.train(steep(), few(digits, 96), config, tmp_path, resume=True)) == 2
+
+
 def test_a_run_with_pairs_in_its_options_is_known_again(digits, tmp_path):
     """JSON knows no tuples: what was (2, 4) reads back as [2, 4]."""
     config = dataclasses.replace(SHORT, epochs=1, model_options={"patch_size": (2, 4)})
@@ -761,6 +937,9 @@ def test_a_run_from_before_an_option_existed_goes_on(digits, tmp_path):
     description = json.loads((tmp_path / "config.json").read_text())
     del description["train"]["auto"]
     (tmp_path / "config.json").write_text(json.dumps(description))
+    checkpoint = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    checkpoint["run"] = hashlib.sha256((tmp_path / "config.json").read_bytes()).hexdigest()
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
     assert len(vm.train(tiny(), few(digits), config, tmp_path, resume=True)) == 1
     other = dataclasses.replace(config, auto=True)
     with pytest.raises(ValueError, match="its auto is False, not True"):
@@ -930,14 +1109,14 @@ def test_a_run_saves_as_often_as_it_is_told(digits, tmp_path):
         path = tmp_path / "parts" / "checkpoint.pt"
         if path.exists():
             saved.append((record["epoch"], len(torch.load(path, weights_only=True)["history"])))
-        if saved == [(2, 2), (3, 2)]:
+        if saved == [(1, 0), (2, 2), (3, 2)]:
             raise KeyboardInterrupt
 
     vm.train(tiny(), few(digits), config, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         vm.train(tiny(), few(digits), config, tmp_path / "parts", on_epoch=look)
     vm.train(tiny(), few(digits), config, tmp_path / "parts", resume=True, on_epoch=look)
-    assert saved == [(2, 2), (3, 2), (3, 2), (4, 4), (5, 5)]
+    assert saved == [(1, 0), (2, 2), (3, 2), (3, 2), (4, 4), (5, 5)]
     whole, parts = (tmp_path / name / "model.safetensors" for name in ("whole", "parts"))
     assert whole.read_bytes() == parts.read_bytes()
 

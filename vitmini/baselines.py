@@ -44,6 +44,8 @@ class ResNetConfig:
         for name in ("in_channels", "num_classes", "stem_stride"):
             if not _is_count(getattr(self, name)):
                 raise ValueError(f"{name} must be a positive int, got {getattr(self, name)!r}")
+        if self.stem_stride > 64:
+            raise ValueError(f"stem_stride must be at most 64, got {self.stem_stride}")
         if self.block not in tuple(_EXPANSION):  # a list has no hash
             raise ValueError(f"block must be one of {', '.join(_EXPANSION)}, got {self.block!r}")
         listed = isinstance(self.stages, (tuple, list)) and 1 <= len(self.stages) <= 4

@@ -21,6 +21,7 @@ from vitmini.folders import list_pictures, read_pictures
 from vitmini.patches import as_pair
 
 NAMES = ("digits", "cifar10", "cifar100")
+_LARGEST = 8192  # pixels a side: no picture of a class is looked at in more
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def load_data(
     """
     name = str(name_or_folder)
     size = None if image_size is None else as_pair(image_size, "image_size")
+    if size and max(size) > _LARGEST:
+        raise ValueError(f"image_size must be at most {_LARGEST} pixels, got {max(size)}")
     if name in NAMES and size is not None:
         raise ValueError(f"image_size is for folders of pictures, {name} has a size of its own")
     if name == "digits":

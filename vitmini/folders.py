@@ -28,6 +28,7 @@ from vitmini.pictures import ENDINGS, decode, printable
 
 _FORMAT = 1  # of the cache: another number when the same files would give other pixels
 _BLOCK = 2**28  # bytes of pixels that are decoded at a time
+_NAMED = 20  # pictures that a message names
 
 
 class Picture(NamedTuple):
@@ -264,7 +265,8 @@ def _decode_all(
     if broken:
         raise ValueError(
             f"{len(broken)} of {len(names)} pictures in {listed.folder} cannot be read: "
-            f"{', '.join(broken[:3])}{', ...' if len(broken) > 3 else ''}"
+            f"{', '.join(broken[:_NAMED])}"
+            + (f" and {len(broken) - _NAMED} more" if len(broken) > _NAMED else "")
         )
 
 

@@ -306,6 +306,8 @@ def _check_optimizer(given: dict[str, Any], optimizer: torch.optim.Optimizer) ->
     kind = type(optimizer).__name__
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for i, parameter in enumerate(parameters):
+        if i not in given["state"] and not (given["state"] and parameter.requires_grad):
+            continue  # it is frozen; or no step was done yet, or all were skipped by the scaler
         state = given["state"][i]
         if set(state) != _MEMORY[kind]:
             raise ValueError(f"its optimizer state is not {kind}'s")
@@ -317,6 +319,8 @@ def _check_optimizer(given: dict[str, Any], optimizer: torch.optim.Optimizer) ->
                 raise ValueError(f"its {name} {i} lies in memory in another way")
             if not value.isfinite().all():
                 raise ValueError(f"its {name} {i} is not finite: {_ANEW}")
+            if name in ("step", "exp_avg_sq") and value.min() < 0:
+                raise ValueError(f"its {name} {i} is below 0")
 
 
 def _check_numbers(given: dict[str, Tensor], module: nn.Module | None) -> None:

@@ -70,6 +70,8 @@ def decode(path: str | Path, mode: str, image_size: tuple[int, int] | None = Non
             picture = ImageOps.fit(picture, image_size[::-1], Image.Resampling.LANCZOS)
     except UnidentifiedImageError:
         raise ValueError("no picture of a known kind") from None
+    except MemoryError:  # the size that is asked for is at fault, not the picture
+        raise
     except Exception as error:  # a decoder raises whatever a damaged file drives it into
         reason = isinstance(error, OSError) and error.strerror
         raise ValueError(reason or one_line(error)) from None
@@ -128,7 +130,11 @@ def _in_8_bits(picture):  # PIL image -> PIL image
     from PIL import Image
 
     if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+        pixels = np.asarray(picture)
+        grey = Image.fromarray((pixels / 257).round().astype(np.uint8))
+        if isinstance(clear := picture.info.get("transparency"), int):
+            grey.putalpha(Image.fromarray(np.where(pixels == clear, 0, 255).astype(np.uint8)))
+        return grey
     if picture.mode in ("I", "F"):
         raise ValueError(f"its pixels are of type {picture.mode}, not 8 or 16 bits")
     return picture

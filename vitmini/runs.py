@@ -13,6 +13,7 @@ import json
 import math
 import os
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,8 +74,9 @@ def check_run(
     changed = [k for k in sorted(ours | theirs) if ours.get(k) != theirs.get(k)]
     if changed:
         k = changed[0]
+        name = k if k in ours else repr(k)  # the file is somebody's: it may hold anything
         raise ValueError(
-            f"{folder} holds another run: its {k} is {theirs.get(k)!r}, not {ours.get(k)!r}"
+            f"{folder} holds another run: its {name} is {theirs.get(k)!r}, not {ours.get(k)!r}"
         )
     if description.get("teacher") != (None if teacher is None else teacher.identity()):
         raise ValueError(f"{folder} holds another run: its teacher is not the one given")
@@ -157,6 +159,7 @@ def open_run(
 ) -> list[dict[str, float]]:
     """Start a run in `folder`, or take over the state of the one that is there.
 
+    A run that starts keeps its first weights: whoever goes on with it begins where it began.
     Shapes: returns the records of the epochs that are done.
     Raises: `ValueError` when the folder holds another run, or its checkpoint is damaged.
     Chapter: 7
@@ -178,28 +181,40 @@ def open_run(
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "config.json", json.dumps(description, indent=2) + "\n")
+        _save_checkpoint(folder, trainer, [])
         return []
     theirs = _read_config(folder)
     for part in ("model", "data"):
         if theirs[part] != description[part]:
             raise ValueError(f"{folder} holds another run: its {part} is not the one given")
     if not (folder / "checkpoint.pt").exists():
+        _save_checkpoint(folder, trainer, [])
         return []
     checkpoint = _read_checkpoint(folder / "checkpoint.pt")
     try:
-        history = _check_history(checkpoint["history"], config.epochs)
-        trainer.load_state_dict({k: v for k, v in checkpoint.items() if k != "history"})
+        if checkpoint.pop("run", own := _run_digest(folder)) != own:  # older ones do not say
+            raise ValueError("it is another run's")
+        history = _check_history(checkpoint.pop("history"), config.epochs)
+        if not history and any(optimizer["state"] for optimizer in checkpoint["optimizers"]):
+            raise ValueError("its history is empty, its optimizer has taken steps")
+        trainer.load_state_dict(checkpoint)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{folder / 'checkpoint.pt'} does not fit this run: {one_line(error)}"
         ) from None
-    _write_metrics(folder, history)
+    if history:
+        _write_metrics(folder, history)
     return history
+
+
+def _run_digest(folder: Path) -> str:
+    """Hash what a run is, as its files say whose they are."""
+    return hashlib.sha256(_read_bytes(folder / "config.json")).hexdigest()
 
 
 def _check_history(history: Any, epochs: int) -> list[dict[str, float]]:
     keys = {"epoch", "train_loss", "lr", "seconds"}
-    if not isinstance(history, list) or not 1 <= len(history) <= epochs:
+    if not isinstance(history, list) or len(history) > epochs:
         raise ValueError("its history is not that of this run's epochs")
     for i, record in enumerate(history, start=1):
         if not isinstance(record, dict):
@@ -224,16 +239,30 @@ def save_epoch(folder: Path, trainer: Trainer | None, history: list[dict[str, fl
     Chapter: 7
     """
     if trainer is not None:
-        buffer = io.BytesIO()
-        torch.save({**trainer.state_dict(), "history": history}, buffer)
-        write_whole(folder / "checkpoint.pt", buffer.getvalue())
+        _save_checkpoint(folder, trainer, history)
     _write_metrics(folder, history)
 
 
+def _save_checkpoint(folder: Path, trainer: Trainer, history: list[dict[str, float]]) -> None:
+    buffer, run = io.BytesIO(), _run_digest(folder)
+    torch.save({**trainer.state_dict(), "history": history, "run": run}, buffer)
+    write_whole(folder / "checkpoint.pt", buffer.getvalue())
+
+
 def save_weights(folder: Path, model: nn.Module) -> None:
-    """Write `model.safetensors`: the end of a run. Chapter: 7."""
+    """Write `model.safetensors`: the end of a run. Its head says whose weights it holds, and hashes
+    them. Chapter: 7.
+    """
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    write_whole(folder / "model.safetensors", save_safetensors(state))
+    _, weights = _split(save_safetensors(state))
+    head = {"vitmini": f"{_run_digest(folder)} {hashlib.sha256(weights).hexdigest()}"}
+    write_whole(folder / "model.safetensors", save_safetensors(state, head))
+
+
+def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """Take the bytes of a safetensors file apart: what its head says of itself, the numbers."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]).get("__metadata__") or {}, content[end:]
 
 
 def load_run(folder: str | Path) -> tuple[Any, dict[str, Any]]:
@@ -254,7 +283,11 @@ def load_run(folder: str | Path) -> tuple[Any, dict[str, Any]]:
         fields: dict[str, Any] = description["model"]
         config = read_config(fields)
         _check_data(description, config)
-        weights = load_safetensors(_read_bytes(path))
+        weights = load_safetensors(content := _read_bytes(path))
+        head, numbers = _split(content)
+        told = head.get("vitmini")  # the weights of an older run, or of somebody else, do not say
+        if told not in (None, f"{_run_digest(folder)} {hashlib.sha256(numbers).hexdigest()}"):
+            raise ValueError("its weights are not those that the run wrote")
         depth = getattr(getattr(config, "vit", config), "depth", 0)
         if depth > len(weights):  # it would be built for ever
             raise ValueError(f"it holds no weights for {depth} blocks")
@@ -297,6 +330,8 @@ def _check_data(description: dict[str, Any], config: AnyConfig) -> None:
             raise ValueError("config.json must hold a mean and a std for each channel")
     if min(std) <= 0:
         raise ValueError("config.json must hold a positive std for each channel")
+    if max(map(abs, mean)) > 1e6 or not 1e-6 <= min(std) <= max(std) <= 1e6:
+        raise ValueError("config.json must hold a mean and a std of pixels, from 0 to 1")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -317,6 +352,11 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about formats that it then refuses
             content = io.BytesIO(_read_bytes(path))
+            archive = zipfile.ZipFile(content)  # torch.load does not look at the checksums
+            packed = any(member.compress_type for member in archive.infolist())  # it never is
+            if packed or archive.testzip():
+                raise ValueError("its bytes are not those that were written")
+            content.seek(0)
             checkpoint = torch.load(content, map_location="cpu", weights_only=True)
         if not isinstance(checkpoint, dict):
             raise ValueError("it holds no dictionary")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -57,9 +58,9 @@ def train(
     A record holds `epoch` (from 1), `train_loss`, `lr`, `val_accuracy` on the held-out training
     images and `seconds`; the last one adds `test_accuracy` and `test_loss`. `on_epoch` is called
     with each. With `out`, the folder gets `config.json`, `metrics.jsonl` after every epoch,
-    `checkpoint.pt` after every `config.save_every` epochs and `model.safetensors` at the end, each
-    written whole or not at all; `resume` goes on from there. With `config.ema`, accuracies are
-    those of the averaged weights, and at the end `model` has them.
+    `checkpoint.pt` at the start and after every `config.save_every` epochs, and `model.safetensors`
+    at the end, each written whole or not at all; `resume` goes on from there. With `config.ema`,
+    accuracies are those of the averaged weights, and at the end `model` has them.
 
     `model` is a `ViT`, what `create_baseline` gives, or, without `out`, any module. With a
     `teacher`, the loss is `distillation_loss` by `config.distill`, where "none" then means "hard";
@@ -72,8 +73,8 @@ def train(
         `config` wants one and there is none, when the teacher knows other classes, when `out` holds
         a run already (without `resume`) or another run or another teacher's (with it) or is being
         written to by another process, or when the checkpoint is damaged; `FloatingPointError` when
-        the loss is not finite; `MemoryError` when the device's memory does not hold a batch, with a
-        size that does; `OSError` when `out` cannot be written to any more.
+        the loss or a weight is not finite; `MemoryError` when the device's memory does not hold a
+        batch, with a size that does; `OSError` when `out` cannot be written to any more.
     Source: Touvron et al. 2021, section 6 and Table 9.
     Chapter: 7
     """
@@ -82,6 +83,11 @@ def train(
     if on_epoch is not None and not callable(on_epoch):
         raise ValueError(f"on_epoch must be a function of a record, got {on_epoch!r}")
     _check_data(model, data)
+    if other := {p.dtype for p in model.parameters()} - {torch.float32}:
+        raise ValueError(
+            f"model must have weights of float32, got {other.pop()}: call model.float(); "
+            "precision chooses what it computes in"
+        )
     known = getattr(getattr(model, "config", None), "num_classes", len(data.classes))
     if len(data.classes) != known:
         raise ValueError(
@@ -187,22 +193,30 @@ def _train(
             if len(val_ids):
                 own = data.train_images, data.train_labels
                 val = _measure(trainer.evaluated, data, *own, val_ids, autocast=trainer.autocast())
+                _check_loss(val["loss"], f"validation loss of epoch {epoch}", config)
                 record["val_accuracy"] = val["accuracy"]
             record["seconds"] = time.perf_counter() - start
             if epoch == config.epochs:  # the test set is looked at once, after the last epoch
                 test = evaluate(trainer.evaluated, data)
+                _check_loss(test["loss"], "test loss", config)
                 record |= {"test_accuracy": test["accuracy"], "test_loss": test["loss"]}
         history.append(record)
         if folder is not None:
             keep = epoch % config.save_every == 0 or epoch == config.epochs
             save_epoch(folder, trainer if keep else None, history)
         if on_epoch is not None:
-            on_epoch(record)
+            on_epoch(dict(record))  # a copy: the checkpoint holds the record
     if trainer.average is not None:
         model.load_state_dict(trainer.evaluated.state_dict())
     if folder is not None:
         save_weights(folder, model)
     return history
+
+
+def _check_loss(loss: float, name: str, config: TrainConfig) -> None:
+    """Stop a model that its last step broke, before it is saved. Chapter: 7."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the {name} is not finite: {_advise(config)}")
 
 
 def _move(data: ImageData, device: torch.device) -> ImageData:
@@ -251,11 +265,22 @@ def train_epoch(
         total += loss * len(images)
     if bad >= 0:
         raise FloatingPointError(
-            f"the loss is not finite from step {int(bad) + 1} of epoch {epoch} on: try a "
-            f"learning_rate below {config.learning_rate:g}, a warmup over {config.warmup} epochs, "
-            "or precision='float32'"
+            f"the loss is not finite from step {int(bad) + 1} of epoch {epoch} on: "
+            f"{_advise(config)}"
+        )
+    numbers = [v for v in trainer.model.state_dict().values() if v.is_floating_point()]
+    if not torch.stack([v.isfinite().all() for v in numbers]).all():  # its loss comes too late
+        raise FloatingPointError(
+            f"the weights are not finite at the end of epoch {epoch}: {_advise(config)}"
         )
     return {"train_loss": total.item() / seen, "lr": lr}
+
+
+def _advise(config: TrainConfig) -> str:
+    return (
+        f"try a learning_rate below {config.learning_rate:g}, a warmup over {config.warmup} "
+        "epochs, or precision='float32'"
+    )
 
 
 def has_batch_norm(model: nn.Module) -> bool:

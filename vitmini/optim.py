@@ -319,7 +319,7 @@ def _check_optimizer(given: dict[str, Any], optimizer: torch.optim.Optimizer) ->
                 raise ValueError(f"its {name} {i} lies in memory in another way")
             if not value.isfinite().all():
                 raise ValueError(f"its {name} {i} is not finite: {_ANEW}")
-            if name in ("step", "exp_avg_sq") and value.min() < 0:
+            if name in ("step", "exp_avg_sq") and (value < 0).any():
                 raise ValueError(f"its {name} {i} is below 0")
 
 

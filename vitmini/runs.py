@@ -208,7 +208,7 @@ def open_run(
 
 
 def _run_digest(folder: Path) -> str:
-    """Hash what a run is, as its files say whose they are."""
+    """Hash what a run is: its checkpoint says whose it is."""
     return hashlib.sha256(_read_bytes(folder / "config.json")).hexdigest()
 
 
@@ -250,12 +250,10 @@ def _save_checkpoint(folder: Path, trainer: Trainer, history: list[dict[str, flo
 
 
 def save_weights(folder: Path, model: nn.Module) -> None:
-    """Write `model.safetensors`: the end of a run. Its head says whose weights it holds, and hashes
-    them. Chapter: 7.
-    """
+    """Write `model.safetensors`, with a hash of the weights: the end of a run. Chapter: 7."""
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     _, weights = _split(save_safetensors(state))
-    head = {"vitmini": f"{_run_digest(folder)} {hashlib.sha256(weights).hexdigest()}"}
+    head = {"sha256": hashlib.sha256(weights).hexdigest()}
     write_whole(folder / "model.safetensors", save_safetensors(state, head))
 
 
@@ -285,9 +283,9 @@ def load_run(folder: str | Path) -> tuple[Any, dict[str, Any]]:
         _check_data(description, config)
         weights = load_safetensors(content := _read_bytes(path))
         head, numbers = _split(content)
-        told = head.get("vitmini")  # the weights of an older run, or of somebody else, do not say
-        if told not in (None, f"{_run_digest(folder)} {hashlib.sha256(numbers).hexdigest()}"):
-            raise ValueError("its weights are not those that the run wrote")
+        told = head.get("sha256")  # the weights of an older run, or of somebody else, do not say
+        if told not in (None, hashlib.sha256(numbers).hexdigest()):
+            raise ValueError("its weights are not those that were written")
         depth = getattr(getattr(config, "vit", config), "depth", 0)
         if depth > len(weights):  # it would be built for ever
             raise ValueError(f"it holds no weights for {depth} blocks")

@@ -412,6 +412,28 @@ def test_a_checkpoint_of_another_run_is_refused_and_nothing_is_lost(copy, tmp_pa
         assert (copy / name).read_bytes() == own[name]
 
 
+def test_a_finished_run_needs_no_checkpoint_and_is_not_trained_anew(copy):
+    (copy / "checkpoint.pt").unlink()
+    before = {name: (copy / name).read_bytes() for name in FILES - {"checkpoint.pt"}}
+    resume = (*TRAIN, "--epochs", "3", "--resume", "--out", copy)
+    assert vitmini(*resume).returncode == 0
+    assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
+    lines = (copy / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_bytes(b"".join(lines[:2]))
+    assert "without a checkpoint.pt, and its metrics.jsonl" in refused(*resume)
+    (copy / "metrics.jsonl").unlink()
+    assert "without a checkpoint.pt, and its metrics.jsonl" in refused(*resume)
+
+
+def test_a_finished_run_without_its_checkpoint_gives_its_average(digits, tmp_path):
+    config = dataclasses.replace(SHORT, ema=0.9)
+    history = vm.train(tiny(), few(digits), config, tmp_path)
+    (tmp_path / "checkpoint.pt").unlink()
+    model = tiny()
+    assert vm.train(model, few(digits), config, tmp_path, resume=True) == history
+    assert vm.evaluate(model, digits)["accuracy"] == history[-1]["test_accuracy"]
+
+
 def test_a_packed_checkpoint_is_not_unpacked(copy):
     """A few bytes may be gigabytes of zeros; PyTorch writes none, and would read it."""
     with zipfile.ZipFile(copy / "checkpoint.pt") as whole:

@@ -188,6 +188,8 @@ def open_run(
         if theirs[part] != description[part]:
             raise ValueError(f"{folder} holds another run: its {part} is not the one given")
     if not (folder / "checkpoint.pt").exists():
+        if (folder / "model.safetensors").exists():
+            return _take_over_finished(folder, trainer, config.epochs)
         _save_checkpoint(folder, trainer, [])
         return []
     checkpoint = _read_checkpoint(folder / "checkpoint.pt")
@@ -204,6 +206,24 @@ def open_run(
         ) from None
     if history:
         _write_metrics(folder, history)
+    return history
+
+
+def _take_over_finished(folder: Path, trainer: Trainer, epochs: int) -> list[dict[str, float]]:
+    """Do without the checkpoint of a run that is done: it is large, and for going on alone."""
+    try:
+        lines = _read_bytes(folder / "metrics.jsonl").splitlines()
+        history = _check_history([json.loads(line) for line in lines], epochs)
+        if len(history) < epochs:
+            raise ValueError(f"it holds {len(history)} of {epochs} epochs")
+    except _DAMAGE as error:
+        raise ValueError(
+            f"{folder} is a finished run without a checkpoint.pt, and its metrics.jsonl is damaged "
+            f"or gone: {one_line(error)}"
+        ) from None
+    weights = load_run(folder)[0].state_dict()
+    for module in (trainer.model, trainer.evaluated):
+        module.load_state_dict(weights)
     return history
 
 

@@ -185,6 +185,7 @@ class Trainer:
     dtype: torch.dtype
     forward: nn.Module  # the model, or its compiled twin with the same weights
     clip_norm: float
+    run: str = ""  # a hash of the run that it belongs to, if that has a folder
 
     @property
     def device(self) -> torch.device:

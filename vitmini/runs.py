@@ -181,12 +181,14 @@ def open_run(
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "config.json", json.dumps(description, indent=2) + "\n")
+        trainer.run = _run_digest(folder)
         _save_checkpoint(folder, trainer, [])
         return []
     theirs = _read_config(folder)
     for part in ("model", "data"):
         if theirs[part] != description[part]:
             raise ValueError(f"{folder} holds another run: its {part} is not the one given")
+    trainer.run = _run_digest(folder)
     if not (folder / "checkpoint.pt").exists():
         if (folder / "model.safetensors").exists():
             return _take_over_finished(folder, trainer, config.epochs)
@@ -194,7 +196,7 @@ def open_run(
         return []
     checkpoint = _read_checkpoint(folder / "checkpoint.pt")
     try:
-        if checkpoint.pop("run", own := _run_digest(folder)) != own:  # older ones do not say
+        if checkpoint.pop("run", trainer.run) != trainer.run:  # older ones do not say
             raise ValueError("it is another run's")
         history = _check_history(checkpoint.pop("history"), config.epochs)
         if not history and any(optimizer["state"] for optimizer in checkpoint["optimizers"]):
@@ -264,8 +266,8 @@ def save_epoch(folder: Path, trainer: Trainer | None, history: list[dict[str, fl
 
 
 def _save_checkpoint(folder: Path, trainer: Trainer, history: list[dict[str, float]]) -> None:
-    buffer, run = io.BytesIO(), _run_digest(folder)
-    torch.save({**trainer.state_dict(), "history": history, "run": run}, buffer)
+    buffer = io.BytesIO()
+    torch.save({**trainer.state_dict(), "history": history, "run": trainer.run}, buffer)
     write_whole(folder / "checkpoint.pt", buffer.getvalue())
 
 

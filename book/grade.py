@@ -42,6 +42,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 # jsonschema would load a grammar of addresses, for a second in each process; no notebook needs it
@@ -90,6 +91,12 @@ class Stopped(Exception):
 
 
 STOP = threading.Event()
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """End the call: what runs beside it sees the event."""
+    STOP.set()
+    signal.default_int_handler(number, frame)
 
 
 # One submission ----------------------------------------------------------------------------------
@@ -563,6 +570,8 @@ def mark_all(
             try:
                 marked = future.result()
                 keep(one, marked, tests[one.assignment], settings.out)
+            except Stopped:  # Python swallows an interrupt that comes while it cleans up
+                raise KeyboardInterrupt from None
             except Exception as error:  # the others go on
                 marked = Marked(notes=[f"could not be marked: {type(error).__name__}: {error}"])
             results[id(one)] = marked
@@ -1018,7 +1027,8 @@ def main() -> int:
                 "or newer, or a machine with nothing on it and --trust"
             )
         adopt_orphans()
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
         with tempfile.TemporaryDirectory() as folder:
             place, lost = args.submissions, {}
             if place.suffix == ".zip" and place.is_file():

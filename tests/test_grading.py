@@ -14,15 +14,17 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
 
 import confine
+import grade as grading
 import nbformat
 import pytest
 from assign import build, make
-from collect import collect
+from collect import Submission, collect
 from conftest import ROOT
 from grade import safe_html, unpack
 from nbgrader.api import Gradebook
@@ -857,6 +859,24 @@ def test_a_call_that_is_ended_keeps_what_it_has_and_leaves_nothing_running(cours
     words = grade(two / "submissions", two, "--seconds", 3)
     assert "2 unchanged since the last call" in words and "[1/1] sleeps" in words
     assert points(two) == {"right": "5", "near": "3", "sleeps": "3"}
+
+
+def test_an_interrupt_that_python_swallows_ends_the_call_all_the_same(monkeypatch, capsys):
+    """One that comes while it cleans up is reported and forgotten; the event is not."""
+
+    def interrupted(*_):
+        with pytest.raises(KeyboardInterrupt):
+            grading.stop(signal.SIGINT, None)
+        raise grading.Stopped
+
+    blank = nbformat.v4.new_notebook()
+    one = Submission("ann", Path("x"), assignment="a9-small", notebook=blank)
+    monkeypatch.setattr(grading, "mark", interrupted)
+    monkeypatch.setattr(grading, "STOP", threading.Event())
+    settings = grading.Settings(Path("x"))
+    with pytest.raises(KeyboardInterrupt, match="0 of 1 marked"):
+        grading.mark_all([one], [one], {"a9-small": None}, {}, settings, 1)
+    assert grading.STOP.is_set()
 
 
 def test_a_page_of_very_many_tags_is_shown_as_text_and_no_address_holds_a_page():

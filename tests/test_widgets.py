@@ -247,7 +247,8 @@ def test_a_live_notebook_takes_a_picture_of_the_readers_own(monkeypatch):
         cells = [nbformat.v4.new_code_cell(text) for text in CELLS[:count]]
         notebook = nbformat.v4.new_notebook(cells=cells)
         monkeypatch.delenv("VITMINI_STATIC", raising=False)
-        NotebookClient(notebook, kernel_name="python3").execute()
+        # Without a timeout nbclient may wait for ever for an answer that has come (its issue 312).
+        NotebookClient(notebook, kernel_name="python3", timeout=20).execute()
         widgets = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
         [output] = [w for w in widgets.values() if w["model_name"] == "OutputModel"]
         found.append(str(output["state"]["outputs"]))

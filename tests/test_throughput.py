@@ -265,6 +265,7 @@ def test_what_needs_a_gpu_says_so_before_it_reads_data(name, monkeypatch, tmp_pa
         ("throughput-cpu", "loop_over_workers", "images_per_second"),
         ("train-cifar10", "test_accuracy_digits", "val_accuracy_digits"),
         ("speedrun", "seconds_digits", "elapsed_digits"),
+        ("speedrun-1", "seconds_digits", "elapsed_digits"),
     ],
 )
 def test_each_speed_experiment_is_rehearsed_in_seconds(name, key, curve, monkeypatch, tmp_path):
@@ -273,6 +274,7 @@ def test_each_speed_experiment_is_rehearsed_in_seconds(name, key, curve, monkeyp
     result = json.loads((tmp_path / f"{name}.json").read_text())
     assert result["name"] == name and result["profile"] == "ci"
     assert result["metrics"][key]["mean"] > 0 and result["curves"][curve]
+    assert ("the first 1 of 1 rounds" in result["data"]) == name.endswith("-1")
 
 
 # A better result is not lost ---------------------------------------------------------------------

@@ -413,7 +413,7 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "throughput": throughput,
     "throughput-cpu": throughput_cpu,
     "train-cifar10": train_cifar10,
-    "speedrun-1": functools.partial(speedrun, seeds=1),
+    "speedrun-1": functools.partial(speedrun, rounds=1),
     "speedrun": speedrun,
     # Long ones in parts of minutes: each does what those before it do, and the last one all.
     **{f"data-hunger-{n}": functools.partial(data_hunger, rounds=n) for n in range(1, 5)},

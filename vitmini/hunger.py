@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from vitmini.baselines import training_flops
 from vitmini.data import ImageData, describe_data, first_images, load_data
 from vitmini.profiles import Profile
 from vitmini.recipes import TrainConfig
-from vitmini.records import experiment_folder, keep, new_result, summarize
+from vitmini.records import experiment_folder, first_rounds, keep, new_result, summarize
 from vitmini.train import build_model, train
 
 # Dosovitskiy et al. 2021, section 4.1, train ResNets with Adam too; so one optimizer does for all.
@@ -130,12 +130,8 @@ def data_hunger(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
     trained again.
     """
     plan = plan_hunger(profile)
-    whole = rounds_of(plan, profile)
-    if rounds is None:
-        return _record("data-hunger", "", plan, profile, whole)
-    parts = whole[:rounds]
-    words = f"; the first {len(parts)} of {len(whole)} rounds"
-    return _record(f"data-hunger-{rounds}", words, plan, profile, parts)
+    name, words, parts = first_rounds("data-hunger", rounds_of(plan, profile), rounds)
+    return _record(name, words, plan, profile, parts)
 
 
 def data_hunger_compute(profile: Profile) -> dict[str, Any]:
@@ -156,7 +152,7 @@ def _config_of(plan: Plan, model: str) -> Any:
 
 
 def _record(
-    name: str, more: str, plan: Plan, profile: Profile, parts: list[Round]
+    name: str, more: str, plan: Plan, profile: Profile, parts: Sequence[Round]
 ) -> dict[str, Any]:
     """Train what `parts` ask for and put together its result; `more` ends its words."""
     whole = load_data(plan.recipe.data)

@@ -185,7 +185,7 @@ class Trainer:
     dtype: torch.dtype
     forward: nn.Module  # the model, or its compiled twin with the same weights
     clip_norm: float
-    run: str = ""  # a hash of the run that it belongs to, if that has a folder
+    run_digest: str = ""  # of a run that has a folder
 
     @property
     def device(self) -> torch.device:
@@ -230,16 +230,20 @@ class Trainer:
             state["scaler"] = self.scaler.state_dict()
         return state
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], begun: bool = True) -> None:
         """Take over a checkpoint's state, after a look at its shapes and settings.
 
+        `begun` says that it has taken steps; those may all have been skipped by loss scaling.
         Raises: `ValueError` (or what PyTorch raises) when it is not that of such a training.
         """
         wanted = set(self.state_dict())
         if set(state) != wanted:
             raise ValueError(f"it must hold {', '.join(sorted(wanted))}")
         for optimizer, given in zip(self.optimizers, state["optimizers"], strict=True):
-            _check_optimizer(given, optimizer)
+            if given["state"] and not begun:
+                raise ValueError("its history is empty, but its optimizer has taken steps")
+            stepped = bool(given["state"]) or (begun and not self.scaler.is_enabled())
+            _check_optimizer(given, optimizer, stepped)
         modules = {"model": self.model, "average": self.average}
         for part in wanted & set(modules):
             _check_numbers(state[part], modules[part])
@@ -295,9 +299,12 @@ def _update_average(average: AveragedModel, model: nn.Module, decay: float) -> N
     average.n_averaged += 1
 
 
-def _check_optimizer(given: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+def _check_optimizer(
+    given: dict[str, Any], optimizer: torch.optim.Optimizer, stepped: bool
+) -> None:
     """Compare with the fresh optimizer, since a fused step writes wherever it is told to.
 
+    Frozen parameters have no state, and none has before the first step.
     It trusts shapes, types, and that a tensor's memory holds all its elements.
     """
     fresh = optimizer.state_dict()["param_groups"]
@@ -307,8 +314,8 @@ def _check_optimizer(given: dict[str, Any], optimizer: torch.optim.Optimizer) ->
     kind = type(optimizer).__name__
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for i, parameter in enumerate(parameters):
-        if i not in given["state"] and not (given["state"] and parameter.requires_grad):
-            continue  # it is frozen; or no step was done yet, or all were skipped by the scaler
+        if i not in given["state"] and not (stepped and parameter.requires_grad):
+            continue
         state = given["state"][i]
         if set(state) != _MEMORY[kind]:
             raise ValueError(f"its optimizer state is not {kind}'s")

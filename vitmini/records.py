@@ -177,6 +177,22 @@ def experiment_folder(name: str, profile: Profile) -> Iterator[Path]:
         yield Path("runs", "experiments", f"{name}-{profile.name}-{version}")
 
 
+def first_rounds(
+    name: str, whole: Sequence[Any], rounds: int | None, none: str = "0"
+) -> tuple[str, str, Sequence[Any]]:
+    """Choose the first `rounds` of an experiment (None: all), which is a part with its own name.
+
+    A part must not lie where the whole is. `none` ends the name of the part with no round at all.
+    Shapes: returns the name, what ends the words about the data, and the chosen rounds.
+    Chapter: 8
+    """
+    if rounds is None:
+        return name, "", whole
+    chosen = whole[:rounds]
+    words = f"; the first {len(chosen)} of {len(whole)} rounds"
+    return f"{name}-{rounds or none}", words, chosen
+
+
 def keep(path: Path, measure: Callable[[], Any]) -> Any:
     """Measure, unless an earlier call did; what it found is written whole or not at all.
 

@@ -178,17 +178,16 @@ def open_run(
     if teacher is not None:
         description["teacher"] = teacher.identity()
     description = json.loads(json.dumps(description))  # as it reads back: tuples become lists
-    if not (folder / "config.json").exists():
+    if (folder / "config.json").exists():
+        theirs = _read_config(folder)
+        for part in ("model", "data"):
+            if theirs[part] != description[part]:
+                raise ValueError(f"{folder} holds another run: its {part} is not the one given")
+    else:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / "config.json", json.dumps(description, indent=2) + "\n")
-        trainer.run = _run_digest(folder)
-        _save_checkpoint(folder, trainer, [])
-        return []
-    theirs = _read_config(folder)
-    for part in ("model", "data"):
-        if theirs[part] != description[part]:
-            raise ValueError(f"{folder} holds another run: its {part} is not the one given")
-    trainer.run = _run_digest(folder)
+    told = _read_bytes(folder / "config.json")
+    trainer.run_digest = hashlib.sha256(told).hexdigest()
     if not (folder / "checkpoint.pt").exists():
         if (folder / "model.safetensors").exists():
             return _take_over_finished(folder, trainer, config.epochs)
@@ -196,12 +195,10 @@ def open_run(
         return []
     checkpoint = _read_checkpoint(folder / "checkpoint.pt")
     try:
-        if checkpoint.pop("run", trainer.run) != trainer.run:  # older ones do not say
+        if checkpoint.pop("run", trainer.run_digest) != trainer.run_digest:  # older ones do not say
             raise ValueError("it is another run's")
         history = _check_history(checkpoint.pop("history"), config.epochs)
-        if not history and any(optimizer["state"] for optimizer in checkpoint["optimizers"]):
-            raise ValueError("its history is empty, its optimizer has taken steps")
-        trainer.load_state_dict(checkpoint)
+        trainer.load_state_dict(checkpoint, begun=bool(history))
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{folder / 'checkpoint.pt'} does not fit this run: {one_line(error)}"
@@ -227,11 +224,6 @@ def _take_over_finished(folder: Path, trainer: Trainer, epochs: int) -> list[dic
     for module in (trainer.model, trainer.evaluated):
         module.load_state_dict(weights)
     return history
-
-
-def _run_digest(folder: Path) -> str:
-    """Hash what a run is: its checkpoint says whose it is."""
-    return hashlib.sha256(_read_bytes(folder / "config.json")).hexdigest()
 
 
 def _check_history(history: Any, epochs: int) -> list[dict[str, float]]:
@@ -267,7 +259,7 @@ def save_epoch(folder: Path, trainer: Trainer | None, history: list[dict[str, fl
 
 def _save_checkpoint(folder: Path, trainer: Trainer, history: list[dict[str, float]]) -> None:
     buffer = io.BytesIO()
-    torch.save({**trainer.state_dict(), "history": history, "run": trainer.run}, buffer)
+    torch.save({**trainer.state_dict(), "history": history, "run": trainer.run_digest}, buffer)
     write_whole(folder / "checkpoint.pt", buffer.getvalue())
 
 
@@ -348,10 +340,8 @@ def _check_data(description: dict[str, Any], config: AnyConfig) -> None:
         numbers = isinstance(values, list) and all(type(v) in (int, float) for v in values)
         if not numbers or len(values) != config.in_channels or not all(map(math.isfinite, values)):
             raise ValueError("config.json must hold a mean and a std for each channel")
-    if min(std) <= 0:
-        raise ValueError("config.json must hold a positive std for each channel")
     if max(map(abs, mean)) > 1e6 or not 1e-6 <= min(std) <= max(std) <= 1e6:
-        raise ValueError("config.json must hold a mean and a std of pixels, from 0 to 1")
+        raise ValueError("config.json must hold a mean and a positive std of pixels")
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

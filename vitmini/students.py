@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from vitmini.data import ImageData, describe_data, first_images, load_data
 from vitmini.distill import Teacher, disagreement, predict_heads, token_similarity
 from vitmini.profiles import Profile
 from vitmini.recipes import RECIPES, TrainConfig
-from vitmini.records import experiment_folder, keep, new_result, summarize
+from vitmini.records import experiment_folder, first_rounds, keep, new_result, summarize
 from vitmini.runs import load_teacher
 from vitmini.train import build_model, train
 
@@ -68,10 +69,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Round:
-    """What is trained together: these arms, with one seed, for so many epochs. Chapter: 10."""
+    """What is trained together: these arms (None: all), with one seed, for so many epochs.
+
+    Chapter: 10
+    """
 
     seed: int
-    names: tuple[str, ...]
+    names: tuple[str, ...] | None
     epochs: int
 
 
@@ -103,13 +107,10 @@ def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
     teachers alone. What was trained before is not trained again.
     """
     plan = plan_students(profile)
-    each = [Round(seed, tuple(arms(10)), plan.student.epochs) for seed in _seeds(profile)]
+    each = [Round(seed, None, plan.student.epochs) for seed in _seeds(profile)]
     whole = [*each, Round(0, LONG, plan.long)]
-    if rounds is None:
-        return _record("distillation", "", plan, profile, whole)
-    parts = whole[:rounds]
-    words = f"; the first {len(parts)} of {len(whole)} rounds"
-    return _record(f"distillation-{rounds or 'teachers'}", words, plan, profile, parts)
+    name, words, parts = first_rounds("distillation", whole, rounds, none="teachers")
+    return _record(name, words, plan, profile, parts)
 
 
 def distillation_long(profile: Profile) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def _seeds(profile: Profile) -> tuple[int, ...]:
 
 
 def _record(
-    name: str, more: str, plan: Plan, profile: Profile, parts: list[Round]
+    name: str, more: str, plan: Plan, profile: Profile, parts: Sequence[Round]
 ) -> dict[str, Any]:
     """Train what `parts` ask for and put together its result; `more` ends its words."""
     data = first_images(load_data(plan.student.data), plan.count).to(profile.device)
@@ -141,7 +142,7 @@ def _record(
         taught = {name: _classify(teacher, data) for name, teacher in teachers.items()}
         lessons = {name: _read_history(folder / name) for name in teachers}
         for part in parts:
-            for way in part.names:
+            for way in part.names or ways:
                 arm, key = ways[way], way + "_long" * (part.epochs == plan.long)
                 config = configure(plan, arm, part.seed, part.epochs)
                 teacher = None if arm.teacher is None else teachers[arm.teacher]

@@ -216,7 +216,7 @@ def _train(
 def _check_loss(loss: float, name: str, config: TrainConfig) -> None:
     """Stop a model that its last step broke, before it is saved. Chapter: 7."""
     if not math.isfinite(loss):
-        raise FloatingPointError(f"the {name} is not finite: {_advise(config)}")
+        raise FloatingPointError(f"the {name} is not finite: {_steadier(config)}")
 
 
 def _move(data: ImageData, device: torch.device) -> ImageData:
@@ -266,17 +266,18 @@ def train_epoch(
     if bad >= 0:
         raise FloatingPointError(
             f"the loss is not finite from step {int(bad) + 1} of epoch {epoch} on: "
-            f"{_advise(config)}"
+            f"{_steadier(config)}"
         )
     numbers = [v for v in trainer.model.state_dict().values() if v.is_floating_point()]
     if not torch.stack([v.isfinite().all() for v in numbers]).all():  # its loss comes too late
         raise FloatingPointError(
-            f"the weights are not finite at the end of epoch {epoch}: {_advise(config)}"
+            f"the weights are not finite at the end of epoch {epoch}: {_steadier(config)}"
         )
     return {"train_loss": total.item() / seen, "lr": lr}
 
 
-def _advise(config: TrainConfig) -> str:
+def _steadier(config: TrainConfig) -> str:
+    """Say what makes a training steadier that has diverged."""
     return (
         f"try a learning_rate below {config.learning_rate:g}, a warmup over {config.warmup} "
         "epochs, or precision='float32'"

@@ -129,6 +129,21 @@ def test_the_experiment_at_equal_computing_has_the_keys_of_the_one_beside_it(cap
     assert len(scores) == 8 and result["metrics"]["parameters_vit"]["mean"] > 0
 
 
+def test_more_images_than_an_epoch_shows_cost_no_more_computing(capsys):
+    result = hunger.data_hunger_whole(CI)
+    largest = hunger.plan_hunger(CI).sizes[-1]
+    assert result["curves"]["sizes"] == [180, 240] and largest == 120
+    assert f"an epoch shows {largest} images" in result["data"]
+    flops = {k: v["mean"] for k, v in result["metrics"].items() if k.startswith("training_flops")}
+    assert len(flops) == 6 and max(flops.values()) < 1.1 * min(flops.values())
+    beside = hunger.data_hunger_compute(CI)["metrics"]
+    epochs = next(k for k in flops if "strong_vit_180" in k).rsplit("_", 1)[1]
+    assert (
+        flops[f"training_flops_strong_vit_180_{epochs}"]
+        == (beside[f"training_flops_strong_vit_120_{epochs}"]["mean"])
+    )
+
+
 def kept(monkeypatch, tmp_path, module, plan):
     """A profile whose parts are kept, with the settings of the smallest one."""
     monkeypatch.chdir(tmp_path)

@@ -760,6 +760,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(digits):
         ("val_share", 1.0),
         ("label_smoothing", 1.0),
         ("cpu_threads", 0),
+        ("epoch_images", 0),
+        ("epoch_images", 2.5),
         ("flip", 1),
         ("flip", None),
         ("seed", -1),
@@ -1268,6 +1270,45 @@ def test_repeats_come_in_a_row_in_an_epoch_of_the_same_length():
         assert set(order.tolist()) <= set(ids.tolist())
         for i in range(0, 100, repeats):
             assert len(order[i : i + repeats].unique()) == 1
+
+
+def test_an_epoch_of_some_images_draws_a_part_anew_and_of_few_all_of_them_several_times():
+    ids = torch.arange(100, 200)
+
+    def drawn(count, seed=0, **more):
+        config = dataclasses.replace(SHORT, epoch_images=count, **more)
+        return epoch_order(ids, config, torch.Generator().manual_seed(seed))
+
+    assert torch.equal(drawn(None), drawn(100)), "an epoch of all is what it was"
+    part, other = drawn(30), drawn(30, seed=1)
+    assert len(part) == len(part.unique()) == 30 and set(part.tolist()) <= set(ids.tolist())
+    assert set(part.tolist()) != set(other.tolist()), "each epoch draws its own part"
+    long = drawn(250)
+    assert len(long) == 250 and set(long[:100].tolist()) == set(ids.tolist())
+    assert sorted(long.bincount()[100:].tolist()) == [2] * 50 + [3] * 50
+    assert not torch.equal(long[:100], long[100:200]), "the second time in another order"
+    repeated = drawn(30, repeats=3)
+    assert len(repeated) == 30 and len(repeated.unique()) == 10
+
+
+def test_a_run_with_epochs_of_some_images_goes_on_where_it_was_cut_off(digits, tmp_path):
+    config = dataclasses.replace(SHORT, epoch_images=70, batch_size=32)
+    whole, parts = tiny(), tiny()
+    history = vm.train(whole, few(digits), config)
+
+    def stop(record):
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        vm.train(parts, few(digits), config, tmp_path / "run", on_epoch=stop)
+    again = tiny()
+    resumed = vm.train(again, few(digits), config, tmp_path / "run", resume=True)
+    for a, b in zip(history, resumed, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {
+            k: v for k, v in b.items() if k != "seconds"
+        }
+    assert all(map(torch.equal, whole.state_dict().values(), again.state_dict().values()))
 
 
 def test_compiled_recipes_drop_a_short_last_batch_on_any_device(digits, monkeypatch):

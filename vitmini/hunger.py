@@ -27,6 +27,8 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "strong": {"flip": True, "rand_ops": 1, "cutmix": 1.0, "label_smoothing": 0.1},
 }
 
+EQUAL = "; each for about as many FLOPs as the ResNet's"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -111,10 +113,8 @@ def equal_rounds(plan: Plan, profile: Profile, flops: dict[str, int]) -> list[Ro
     The other augmentation comes after the main one, and without the hybrid. The ResNet has its own
     epochs, which `data_hunger` measures with the main augmentation.
     """
-    budget = plan.recipe.epochs * flops["resnet"]
-    vit, hybrid = ((max(1, round(budget / flops[name])),) for name in ("vit", "hybrid"))
-    own = {"vit": vit, "hybrid": hybrid}
-    others = {"vit": vit, "resnet": (plan.recipe.epochs,)}
+    own = {name: _equal_epochs(plan, flops, name) for name in ("vit", "hybrid")}
+    others = {"vit": own["vit"], "resnet": (plan.recipe.epochs,)}
     seeds = profile.pick(ci=(0,), cpu=(0, 1, 2), gpu=(0,))  # a GPU's models cost nearly the same
     return [
         *[Round(plan.main, seed, plan.sizes, own) for seed in seeds],
@@ -141,28 +141,60 @@ def data_hunger_compute(profile: Profile) -> dict[str, Any]:
     `data_hunger`.
     """
     plan = plan_hunger(profile)
-    flops = {name: training_flops(_config_of(plan, name)) for name in plan.models}
-    words = "; each for about as many FLOPs as the ResNet's"
-    rounds = equal_rounds(plan, profile, flops)
-    return _record("data-hunger-compute", words, plan, profile, rounds)
+    rounds = equal_rounds(plan, profile, _flops_of(plan))
+    return _record("data-hunger-compute", EQUAL, plan, profile, rounds)
 
 
-def _config_of(plan: Plan, model: str) -> Any:
-    return build_model(configure(plan, model, "weak", 0, 1), load_data(plan.recipe.data)).config
+def data_hunger_whole(profile: Profile) -> dict[str, Any]:
+    """Go on with `data_hunger_compute` to more images than an epoch of it shows. Chapter: 8.
+
+    The CPU's plan on any device, since a GPU's own has epochs of all images; no hybrid, and the
+    other augmentation at the largest size only. Keys are those of `data_hunger`.
+    """
+    small = profile.name == "ci"
+    plan = plan_hunger(profile if small else Profile("cpu", profile.device))
+    larger = (180, 240) if small else (20_000, 50_000)
+    flops = _flops_of(plan)
+    lengths = {"vit": _equal_epochs(plan, flops, "vit"), "resnet": (plan.recipe.epochs,)}
+    rounds = [
+        Round(augmentation, seed, sizes, lengths)
+        for augmentation, sizes in ((plan.main, larger), (other_augmentation(plan), larger[-1:]))
+        for seed in profile.pick(ci=(0,), cpu=(0, 1, 2), gpu=(0, 1, 2))
+    ]
+    words = f"{EQUAL}; of a larger set, an epoch shows a random part"
+    return _record("data-hunger-whole", words, plan, profile, rounds)
+
+
+def _flops_of(plan: Plan) -> dict[str, int]:
+    """Count what training costs each model, per image."""
+    data = load_data(plan.recipe.data)
+    return {
+        name: training_flops(build_model(configure(plan, name, "weak", 0, 1), data).config)
+        for name in plan.models
+    }
+
+
+def _equal_epochs(plan: Plan, flops: dict[str, int], model: str) -> tuple[int]:
+    return (max(1, round(plan.recipe.epochs * flops["resnet"] / flops[model])),)
 
 
 def _record(
     name: str, more: str, plan: Plan, profile: Profile, parts: Sequence[Round]
 ) -> dict[str, Any]:
-    """Train what `parts` ask for and put together its result; `more` ends its words."""
+    """Train what `parts` ask for and put together its result; `more` ends its words.
+
+    An epoch shows as many images as the largest of the plan's sizes has, whatever the set.
+    """
+    shown = plan.sizes[-1]
     whole = load_data(plan.recipe.data)
     runs: dict[str, list[dict[str, Any]]] = {}
     with experiment_folder("data-hunger", profile) as folder:
         for part in parts:
             for size in part.sizes:
-                data = first_images(whole, size, plan.sizes[-1]).to(profile.device)
+                data = first_images(whole, size, max(size, shown)).to(profile.device)
                 for model, epochs in ((m, n) for m, many in part.lengths.items() for n in many):
                     config = configure(plan, model, part.augmentation, part.seed, epochs)
+                    config = replace(config, epoch_images=shown if size > shown else None)
                     key = f"{part.augmentation}_{model}_{size}_{epochs}"
                     path = folder / f"{key}-{part.seed}.json"
                     measure = functools.partial(_measure, config, data, path, profile.device)
@@ -171,7 +203,7 @@ def _record(
                     accuracy = found["history"][-1]["test_accuracy"]
                     print(f"{key}, seed {part.seed}: test {accuracy:.2%}", flush=True)
     metrics: dict[str, Any] = {}
-    curves: dict[str, Any] = {"sizes": list(plan.sizes)}
+    curves: dict[str, Any] = {"sizes": sorted({size for part in parts for size in part.sizes})}
     for key, done in runs.items():
         last = [run["history"][-1] for run in done]
         metrics[f"test_accuracy_{key}"] = summarize([r["test_accuracy"] for r in last])
@@ -187,7 +219,7 @@ def _record(
     seeds = sorted({part.seed for part in parts})
     seconds = sum(sum(metrics[f"seconds_{key}"]["values"]) for key in runs)
     words = (
-        f"{describe_data(plan.recipe.data)}; an epoch shows {plan.sizes[-1]:,} images, those of a "
+        f"{describe_data(plan.recipe.data)}; an epoch shows {shown:,} images, those of a "
         f"smaller set several times; none held out; {len(whole.test_labels):,} test images; "
         + ", ".join(f"{key}: {preset}" for key, (preset, _) in plan.models.items())
         + more
@@ -208,5 +240,5 @@ def _measure(config: TrainConfig, data: ImageData, path: Path, device: str) -> d
     torch.manual_seed(config.seed)
     model = build_model(config, data).to(device)
     history = train(model, data, config, path.with_suffix(""), resume=True)
-    images = config.epochs * len(data.train_labels)
+    images = config.epochs * (config.epoch_images or len(data.train_labels))
     return {"history": history, "flops": images * training_flops(model.config)}

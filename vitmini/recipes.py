@@ -45,8 +45,9 @@ class TrainConfig:
     replaces fields of its configuration.
     The data: a name or a folder, whose pictures are brought to `image_size`, in pixels (None: the
     size of the model's own).
-    The length: `epochs`, `batch_size`; `accumulate` computes a batch in that many parts, for
-    cards with little memory.
+    The length: `epochs`, `batch_size`; `epoch_images` is how many an epoch shows (None: all that
+    are not held out, each once), of more a random part, of fewer all of them several times;
+    `accumulate` computes a batch in that many parts, for cards with little memory.
     The steps: `optimizer` is "adamw", "sgd" or "muon", `learning_rate` its peak, `warmup` in
     epochs, `weight_decay` on matrices only, `clip_norm` the largest norm of the gradient. `ema`
     averages the weights with this decay, and the average is what is evaluated and saved.
@@ -80,6 +81,7 @@ class TrainConfig:
     model_options: dict[str, Any] = field(default_factory=dict)
     epochs: int = 100
     batch_size: int = 64
+    epoch_images: int | None = None
     accumulate: int = 1
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
@@ -158,8 +160,9 @@ class TrainConfig:
         find_config(self.model, **size, **self.model_options)
         if not (self.stream is None or isinstance(self.stream, bool)):
             raise ValueError(f"stream must be True, False or None, got {self.stream!r}")
-        if self.cpu_threads is not None:
-            check_number("cpu_threads", self.cpu_threads, 1, kind=int)
+        for name in ("cpu_threads", "epoch_images"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), 1, kind=int)
 
 
 @dataclass(frozen=True)

@@ -395,19 +395,25 @@ def _advice(
 
 
 def epoch_order(train_ids: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """Shuffle an epoch's images; with `config.repeats`, each comes so often in a row.
+    """Choose and shuffle an epoch's images; with `config.repeats`, each comes so often in a row.
 
-    The epoch keeps its length: with 3 repeats, a third of the images comes in it. Neighbours get
-    different random changes, so that a batch sees an image in several forms.
+    Repeats do not make the epoch longer: with 3, a third of the images comes in it. Neighbours get
+    different random changes, so that a batch sees an image in several forms. An epoch of
+    `config.epoch_images` draws them without replacement, and begins again when all have come.
 
-    Shapes: indices (N,) -> (N,), int64.
+    Shapes: indices (N,) -> (N,), or (epoch_images,), int64.
     Source: Hoffer et al. 2020; Touvron et al. 2021, Table 9. DeiT's sampler is written for
         several processes; this one does not care how many there are.
     Chapter: 7
     """
-    count = len(train_ids)
-    order = train_ids[torch.randperm(count, generator=generator, device=train_ids.device)]
-    return order.repeat_interleave(config.repeats)[:count] if config.repeats > 1 else order
+    count, device = config.epoch_images or len(train_ids), train_ids.device
+    order = torch.cat(
+        [
+            train_ids[torch.randperm(len(train_ids), generator=generator, device=device)]
+            for _ in range(-(-count // len(train_ids)))
+        ]
+    )
+    return order.repeat_interleave(config.repeats)[:count] if config.repeats > 1 else order[:count]
 
 
 def prepare_batch(
@@ -530,7 +536,7 @@ def _measure(
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     correct, loss = torch.zeros(2, device=device)
-    for some in ids.split(batch_size):
+    for some in ids.to(images.device).split(batch_size):  # from elsewhere, each would be waited for
         x, y = images[some].to(device), labels[some].to(device)
         with autocast or nullcontext():
             logits = model(data.normalize(x)).float()

@@ -4,7 +4,7 @@
 #   make test         all tests: library, notebooks, book, browser
 #   make serve        the book at http://localhost:8000
 #   make notebooks    write notebooks/*.ipynb from book/chapters and vitmini; execute what changed
-#   make results      redo the recorded experiments that a CPU can do (about ten hours, most of
+#   make results      redo the recorded experiments that a CPU can do (about 20 hours, most of
 #                     them for CIFAR-10; a second call goes on where the first one stopped)
 #   make gpu [PART=speedrun]
 #                     what needs a GPU, in parts of nine minutes at most: tests, throughput, the
@@ -69,7 +69,7 @@ notebooks: $(INSTALLED)
 	$(BIN)/python book/draw.py
 	$(BIN)/python book/generate.py
 
-RESULTS := train-digits patch-size-digits pooling-digits attention-digits norm-digits attention-cost-cpu model-speed-cpu throughput-cpu positions-cifar10 initialisation-cifar10 patch-size-cifar10 learning-rate-cifar10 augmentation-cifar10 equal-images-cifar10 data-hunger distillation position-growth resolution siblings
+RESULTS := train-digits patch-size-digits pooling-digits attention-digits norm-digits attention-cost-cpu model-speed-cpu throughput-cpu positions-cifar10 initialisation-cifar10 patch-size-cifar10 learning-rate-cifar10 augmentation-cifar10 equal-images-cifar10 data-hunger data-hunger-compute data-hunger-whole distillation distillation-long position-growth resolution siblings
 results: $(INSTALLED)
 	for name in $(RESULTS); do VITMINI_PROFILE=cpu $(BIN)/python -m vitmini experiment $$name || exit 1; done
 
@@ -106,7 +106,7 @@ test: book chromium $(GRADING)
 
 # What the library promises for any PyTorch and Python that it supports: all tests but those of the
 # notebooks, the book and its tools. An environment that holds another PyTorch is refused.
-NOT_LIBRARY := assignments book browser colab generate grading notebooks public widgets
+NOT_LIBRARY := assignments book browser colab generate grading notebooks pretended_notebooks public widgets
 test-library: $(INSTALLED)
 	@v=$$($(BIN)/python -c 'import torch; print(torch.__version__)') && echo "PyTorch $$v" && \
 	  case $$v in $(or $(TORCH),*)*) ;; *) echo "make: not PyTorch $(TORCH): set another VENV" >&2; exit 2;; esac

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
+import vitmini as vm
 from vitmini.experiments import EXPERIMENTS
 
 
@@ -174,3 +176,12 @@ def test_the_tests_of_the_device_need_no_package_of_the_book(work, monkeypatch):
         assert "needs a CUDA device" in done.stdout and "passed" not in done.stdout
     split = [gpu.command(part, None, False)[-1] for part in gpu.TESTS]
     assert split == ["not compiled", "compiled"]
+
+
+def test_make_results_redoes_what_a_cpu_recorded():
+    """And names nothing that does not exist."""
+    listed = re.search(r"^RESULTS := (.*)$", (ROOT / "Makefile").read_text("utf-8"), re.M)[
+        1
+    ].split()
+    recorded = {name for name in vm.list_results() if vm.load_result(name)["profile"] == "cpu"}
+    assert recorded <= set(listed) <= set(EXPERIMENTS) and len(listed) == len(set(listed))

@@ -195,7 +195,8 @@ def take_batches(
         for ids in batches:
             yield data.train_images[ids], data.train_labels[ids]
         return
-    fetched = _Fetched(data.train_images, data.train_labels, [ids.cpu() for ids in batches])
+    here = torch.cat(list(batches)).cpu().split(list(map(len, batches)))  # waits once, not for each
+    fetched = _Fetched(data.train_images, data.train_labels, here)
     workers = _count_workers(data.train_images[:1].nbytes * max(map(len, batches)))
     loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
         fetched,
@@ -215,7 +216,7 @@ class _Fetched(Dataset[tuple[Tensor, Tensor]]):
 
     images: Tensor
     labels: Tensor
-    batches: list[Tensor]
+    batches: Sequence[Tensor]
 
     def __len__(self) -> int:
         return len(self.batches)

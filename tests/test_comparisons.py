@@ -136,6 +136,9 @@ def test_more_images_than_an_epoch_shows_cost_no_more_computing(capsys):
     assert f"an epoch shows {largest} images" in result["data"]
     flops = {k: v["mean"] for k, v in result["metrics"].items() if k.startswith("training_flops")}
     assert len(flops) == 6 and max(flops.values()) < 1.1 * min(flops.values())
+    assert "hybrid" not in result["data"] and "parameters_hybrid" not in result["metrics"]
+    losses = [v["mean"] for k, v in result["metrics"].items() if k.startswith("test_loss")]
+    assert len(losses) == 6 and all(0 < loss < 5 for loss in losses)
     beside = hunger.data_hunger_compute(CI)["metrics"]
     epochs = next(k for k in flops if "strong_vit_180" in k).rsplit("_", 1)[1]
     assert (

@@ -146,16 +146,17 @@ def data_hunger_compute(profile: Profile) -> dict[str, Any]:
 
 
 def data_hunger_whole(profile: Profile) -> dict[str, Any]:
-    """Go on with `data_hunger_compute` to more images than an epoch of it shows. Chapter: 8.
+    """Train the ViT and the ResNet for those FLOPs on up to all images. Chapter: 8.
 
-    The CPU's plan on any device, since a GPU's own has epochs of all images; no hybrid, and the
-    other augmentation at the largest size only. Keys are those of `data_hunger`.
+    It goes on where `data_hunger_compute` ends, with epochs that show a part of the images. The
+    CPU's plan on any device, since a GPU's own has epochs of all images; the other augmentation at
+    the largest size only. Keys are those of `data_hunger`.
     """
     small = profile.name == "ci"
     plan = plan_hunger(profile if small else Profile("cpu", profile.device))
+    plan = replace(plan, models={name: plan.models[name] for name in ("vit", "resnet")})
     larger = (180, 240) if small else (20_000, 50_000)
-    flops = _flops_of(plan)
-    lengths = {"vit": _equal_epochs(plan, flops, "vit"), "resnet": (plan.recipe.epochs,)}
+    lengths = {name: _equal_epochs(plan, _flops_of(plan), name) for name in plan.models}
     rounds = [
         Round(augmentation, seed, sizes, lengths)
         for augmentation, sizes in ((plan.main, larger), (other_augmentation(plan), larger[-1:]))
@@ -207,6 +208,7 @@ def _record(
     for key, done in runs.items():
         last = [run["history"][-1] for run in done]
         metrics[f"test_accuracy_{key}"] = summarize([r["test_accuracy"] for r in last])
+        metrics[f"test_loss_{key}"] = summarize([round(r["test_loss"], 4) for r in last])
         metrics[f"training_flops_{key}"] = summarize([run["flops"] for run in done])
         spent = [round(sum(r["seconds"] for r in run["history"]), 1) for run in done]
         metrics[f"seconds_{key}"] = summarize(spent)

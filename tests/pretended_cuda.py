@@ -70,7 +70,11 @@ class OnCuda(torch.Tensor):
         """Compute on the CPU what all its tensors on the device are asked for."""
         kwargs = kwargs or {}
         flat, spec = tree_flatten((args, kwargs))
-        others = [x for x in flat if _is_plain(x) and x.ndim > 0]  # CUDA takes a single number
+        others = [x for x in flat if _is_plain(x)]
+        if torch.Tag.pointwise in func.tags and not (
+            func is aten.where.self and _is_plain(args[0])
+        ):
+            others = [x for x in others if x.ndim > 0]  # it takes a single number of the CPU
         if others and func not in _MIXED:
             shapes = ", ".join(str(tuple(x.shape)) for x in others)
             raise RuntimeError(
@@ -245,6 +249,7 @@ def pretended_cuda(capability: tuple[int, int] = (9, 0), memory: float = 8.0) ->
         "torch.Tensor.pin_memory": lambda self, *args: self,
         # C++ sorts them by the device that it knows.
         "torch.nn.utils.clip_grad._group_tensors_by_device_and_dtype": _group,
+        "torch.optim.optimizer._group_tensors_by_device_and_dtype": _group,
     }
     WAITS.clear()
     future = torch.__future__

@@ -17,6 +17,7 @@ from test_cuda import OPTIONS, made
 import vitmini as vm
 from vitmini.__main__ import main
 from vitmini.experiments import EXPERIMENTS
+from vitmini.initialisation import SCHEMES
 from vitmini.optim import build_trainer
 from vitmini.profiles import Profile
 from vitmini.train import build_model, train_epoch
@@ -50,6 +51,8 @@ def test_the_pretence_refuses_what_cuda_refuses():
         for wrong in (
             lambda: on + off,
             lambda: torch.stack([on, off]),
+            lambda: torch.stack([on[0], off[0]]),
+            lambda: torch.where(off[0] > 0, on, on),
             lambda: torch.nn.Linear(6, 2)(on),
             lambda: torch.nn.Linear(6, 2).cuda()(off),
             lambda: off[on.long()],
@@ -61,6 +64,7 @@ def test_the_pretence_refuses_what_cuda_refuses():
                 wrong()
         with pytest.raises(TypeError, match="numpy"):
             on.numpy()
+        assert torch.equal((on * off[2] + torch.tensor(1)).cpu(), off * 2 + 1)
         made_here = torch.zeros_like(on), on.new_ones(2), on.cpu().to(on), torch.tensor(1.0).cuda()
         assert all(isinstance(x, OnCuda) for x in made_here)
         assert not isinstance(torch.zeros_like(on, device="cpu"), OnCuda)
@@ -109,6 +113,23 @@ def test_training_on_the_device_gives_the_cpus_numbers(few, more):
     assert all(isinstance(p, OnCuda) for p in model.parameters())
     for a, b in zip(expected, found, strict=True):
         assert a == pytest.approx(b, rel=1e-5)  # Muon's products of a stack are grouped otherwise
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_weights_are_drawn_anew_where_a_model_lies(scheme):
+    for options in ({}, {"pos_embed": "sincos2d", "pool": "mean"}, {"pos_embed": "relative"}):
+        model = vm.create_model("vit_digits", **TINY | options)
+        with pretended_cuda():
+            model.to("cuda")
+            torch.manual_seed(1)
+            vm.init_weights(model, scheme)
+            found = {name: t.cpu() for name, t in model.state_dict().items()}
+        torch.manual_seed(1)
+        other = vm.create_model("vit_digits", **TINY | options)
+        torch.manual_seed(1)
+        vm.init_weights(other, scheme)
+        for name, t in other.state_dict().items():
+            assert torch.allclose(found[name], t, atol=1e-6), name
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -74,7 +74,8 @@ class OnCuda(torch.Tensor):
         if torch.Tag.pointwise in func.tags and not (
             func is aten.where.self and _is_plain(args[0])
         ):
-            others = [x for x in others if x.ndim > 0]  # it takes a single number of the CPU
+            changed = args[0] if func._schema.is_mutable else None
+            others = [x for x in others if x.ndim > 0 or x is changed]  # it takes single numbers
         if others and func not in _MIXED:
             shapes = ", ".join(str(tuple(x.shape)) for x in others)
             raise RuntimeError(

@@ -52,6 +52,7 @@ def test_the_pretence_refuses_what_cuda_refuses():
             lambda: on + off,
             lambda: torch.stack([on, off]),
             lambda: torch.stack([on[0], off[0]]),
+            lambda: torch.zeros(()).add_(on[0]),
             lambda: torch.where(off[0] > 0, on, on),
             lambda: torch.nn.Linear(6, 2)(on),
             lambda: torch.nn.Linear(6, 2).cuda()(off),

@@ -35,6 +35,15 @@ def numbers(history):
     return [{k: v for k, v in record.items() if k != "seconds"} for record in history]
 
 
+def assert_same(expected, found):
+    """Kernels may group their sums otherwise, and an image may fall to the other side of it."""
+    for a, b in zip(expected, found, strict=True):
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            accuracy = key.endswith("accuracy")
+            assert value == pytest.approx(b[key], rel=1e-3, abs=0.03 if accuracy else 0), key
+
+
 def run(config, data, device, **more):
     torch.manual_seed(0)
     model = build_model(config, data).to(device)
@@ -112,8 +121,7 @@ def test_training_on_the_device_gives_the_cpus_numbers(few, more):
     with pretended_cuda():
         model, found = run(config, few, "cuda")
     assert all(isinstance(p, OnCuda) for p in model.parameters())
-    for a, b in zip(expected, found, strict=True):
-        assert a == pytest.approx(b, rel=1e-5)  # Muon's products of a stack are grouped otherwise
+    assert_same(expected, found)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -195,22 +203,30 @@ def test_a_run_of_the_device_goes_on_there_and_on_the_cpu(few, tmp_path):
                 _, found = run(config, few, "cuda", out=out, resume=True)
         if device == "cpu":
             _, found = run(config, few, "cpu", out=out, resume=True)
-        for a, b in zip(whole, found, strict=True):
-            assert a == pytest.approx(b, rel=1e-5)
+        assert_same(whole, found)
         loaded, _ = vm.load_run(out)
         assert all(p.device.type == "cpu" for p in loaded.parameters())
 
 
+def torchvisions():
+    return pytest.importorskip("torchvision").models.resnet18(num_classes=10)
+
+
+def timms():
+    timm = pytest.importorskip("timm")
+    return timm.create_model("vit_tiny_patch16_224", img_size=16, num_classes=10, depth=1)
+
+
 TEACHERS = {
-    "vitmini": lambda: vm.create_model("vit_digits", **TINY),
-    "baseline": lambda: vm.create_baseline(
-        "resnet_mini", stages=(1,), in_channels=1, image_size=8, num_classes=10
-    ),
+    "vitmini": (8, lambda: vm.create_model("vit_digits", in_channels=3, **TINY)),
+    "baseline": (8, lambda: vm.create_baseline("resnet_mini", stages=(1,), image_size=8)),
+    "torchvision": (8, torchvisions),
+    "timm": (16, timms),
 }
 
 
 @pytest.mark.parametrize("kind", ["soft", "hard"])
-@pytest.mark.parametrize("name", [*TEACHERS, "torchvision", "timm"])
+@pytest.mark.parametrize("name", TEACHERS)
 def test_a_teacher_comes_to_the_students_device(few, name, kind):
     few = dataclasses.replace(
         few,
@@ -220,17 +236,8 @@ def test_a_teacher_comes_to_the_students_device(few, name, kind):
         std=few.std * 3,
     )
     torch.manual_seed(1)
-    if name == "torchvision":
-        network = pytest.importorskip("torchvision").models.resnet18(num_classes=10)
-    elif name == "timm":
-        network = pytest.importorskip("timm").create_model(
-            "vit_tiny_patch16_224", img_size=16, num_classes=10, depth=1, pretrained=False
-        )
-    elif name == "vitmini":
-        network = vm.create_model("vit_digits", in_channels=3, **TINY)
-    else:
-        network = vm.create_baseline("resnet_mini", stages=(1,), image_size=8)
-    size = 16 if name == "timm" else 8
+    size, build = TEACHERS[name]
+    network = build()
     teacher = vm.Teacher(network.eval(), (0.4,) * 3, (0.2,) * 3, image_size=size)
     config = dataclasses.replace(
         SHORT, distill=kind, mixup=0.5, label_smoothing=0.1, epochs=1,
@@ -240,7 +247,7 @@ def test_a_teacher_comes_to_the_students_device(few, name, kind):
     with pretended_cuda():
         student, found = run(config, few, "cuda", teacher=teacher)
         heads = vm.evaluate_heads(student, few)
-    assert expected[0] == pytest.approx(found[0], rel=1e-5)
+    assert_same(expected, found)
     assert set(heads) >= {"class", "distil"}
     assert all(p.device.type == "cpu" for p in teacher.parameters()), "it stays where it was"
 
@@ -272,14 +279,13 @@ def test_what_looks_into_a_model_works_where_it_lies():
                 assert torch.allclose(found.cpu(), expected[name], atol=1e-5), name
 
 
-@pytest.mark.parametrize("recipe", ["digits"])
-def test_a_person_trains_evaluates_and_predicts_on_the_device(tmp_path, recipe, capsys):
+def test_a_person_trains_evaluates_and_predicts_on_the_device(tmp_path, capsys):
     from PIL import Image
 
     run_folder, picture = str(tmp_path / "run"), str(tmp_path / "a.png")
     Image.new("L", (8, 8), 90).save(picture)
     commands = (
-        ["train", "--recipe", recipe, "--epochs", "2", "--out", run_folder],
+        ["train", "--recipe", "digits", "--epochs", "2", "--out", run_folder],
         ["evaluate", run_folder],
         ["predict", run_folder, picture],
     )
@@ -294,12 +300,13 @@ def test_a_person_trains_evaluates_and_predicts_on_the_device(tmp_path, recipe, 
             assert re.sub(seconds, "", on_cpu) == re.sub(seconds, "", on_device)
 
 
-# The speed run starts a process of its own; the last one trains 200 epochs to spend its FLOPs.
+# The speed run starts a process of its own, and equal FLOPs on digits are 200 epochs. A part of an
+# experiment is in the whole.
 ELSEWHERE = {"speedrun", "speedrun-1", "train-cifar10", "data-hunger-compute"}
-PARTS = {name: "of " + name for name in gpu.EXPERIMENTS if re.search(r"-(\d|teachers)$", name)}
+HERE = [n for n in gpu.EXPERIMENTS if n not in ELSEWHERE and not re.search(r"-(\d|teachers)$", n)]
 
 
-@pytest.mark.parametrize("name", sorted({*gpu.EXPERIMENTS} - ELSEWHERE - {*PARTS}))
+@pytest.mark.parametrize("name", HERE)
 def test_an_experiment_runs_on_the_device(name):
     with pretended_cuda():
         result = EXPERIMENTS[name](Profile("ci", "cuda"))

@@ -234,6 +234,7 @@ def pretended_cuda(capability: tuple[int, int] = (9, 0), memory: float = 8.0) ->
         "torch.cuda.get_rng_state": torch.get_rng_state(),
         "torch.cuda.set_rng_state": None,
         "torch.cuda.current_stream": stream,
+        "torch.cuda.is_current_stream_capturing": False,
         "torch.cuda._lazy_init": None,
     }
     accelerator = {"current_stream": stream, "current_device_index": 0, "set_device_index": None}

@@ -15,6 +15,7 @@ from pretended_cuda import CUDA, WAITS, OnCuda, pretended_cuda
 from test_cuda import OPTIONS, made
 
 import vitmini as vm
+from vitmini import throughput
 from vitmini.__main__ import main
 from vitmini.experiments import EXPERIMENTS
 from vitmini.initialisation import SCHEMES
@@ -250,6 +251,31 @@ def test_a_teacher_comes_to_the_students_device(few, name, kind):
     assert_same(expected, found)
     assert set(heads) >= {"class", "distil"}
     assert all(p.device.type == "cpu" for p in teacher.parameters()), "it stays where it was"
+
+
+def test_what_is_timed_runs_on_the_device(monkeypatch):
+    ran, step = [], throughput.train_step
+
+    def turn(ways, *args, **kwargs):
+        ran.extend(way() for way in ways.values())
+        return {name: 1.0 for name in ways}
+
+    def turns(ways, *args):
+        return {name: [time] for name, time in turn(ways).items()}
+
+    def watched(trainer, *args):
+        ran.append(step(trainer, *args))
+        assert trainer.device == CUDA
+
+    monkeypatch.setattr(throughput, "measure_time", turn)
+    monkeypatch.setattr(throughput, "measure_turns", turns)
+    monkeypatch.setattr(throughput, "train_step", watched)
+    with pretended_cuda():
+        throughput.matrix_rate("cuda", torch.bfloat16, 32)
+        config = vm.get_config("vit_tiny_patch16_224", image_size=32, depth=1)
+        throughput.compare_steps(config, SHORT, "cuda", steps=1, names=("vitmini",))
+    product, loss, nothing = ran
+    assert isinstance(product, OnCuda) and isinstance(loss, OnCuda) and nothing is None
 
 
 # What looks into a model, and what a person calls ------------------------------------------------

@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 WAITS: Counter[str] = Counter()
+RAN: Counter[str] = Counter()  # what was computed on the device
 aten = torch.ops.aten
 # CUDA takes both kinds of tensors here: it copies, or looks up indices of the CPU, and waits.
 _MIXED = {
@@ -85,6 +86,7 @@ class OnCuda(torch.Tensor):
             raise RuntimeError(f"{func}: indices should be on cpu, as the indexed tensor is")
         if others or func is aten._local_scalar_dense.default:
             WAITS[str(func)] += 1
+        RAN[str(func)] += 1
         a, k = tree_unflatten([inside(x) for x in flat], spec)
         out = tree_map(lambda x: OnCuda(x) if _is_plain(x) else x, func(*a, **k))
         return return_and_correct_aliasing(func, args, kwargs, out)
@@ -254,6 +256,7 @@ def pretended_cuda(capability: tuple[int, int] = (9, 0), memory: float = 8.0) ->
         "torch.optim.optimizer._group_tensors_by_device_and_dtype": _group,
     }
     WAITS.clear()
+    RAN.clear()
     future = torch.__future__
     before = future.get_overwrite_module_params_on_conversion()
     with contextlib.ExitStack() as stack:

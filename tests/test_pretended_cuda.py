@@ -11,7 +11,7 @@ import re
 import gpu
 import pytest
 import torch
-from pretended_cuda import CUDA, WAITS, OnCuda, pretended_cuda
+from pretended_cuda import CUDA, RAN, WAITS, OnCuda, pretended_cuda
 from test_cuda import OPTIONS, made
 
 import vitmini as vm
@@ -337,3 +337,4 @@ def test_an_experiment_runs_on_the_device(name):
     with pretended_cuda():
         result = EXPERIMENTS[name](Profile("ci", "cuda"))
     assert result["device"] == "Pretended GPU" and result["metrics"]
+    assert RAN.total() > 20, "measured on the CPU"

@@ -271,7 +271,7 @@ def pretended_cuda(capability: tuple[int, int] = (9, 0), memory: float = 8.0) ->
 
 
 def run_notebook(path: Path) -> int:
-    """Run the cells as a reader with a GPU does; return how many failed."""
+    """Run the cells as a reader with Colab's T4 does; return how many failed."""
     os.environ |= {"VITMINI_PROFILE": "ci", "MPLBACKEND": "agg"}
     from IPython.core.interactiveshell import InteractiveShell
 
@@ -284,7 +284,7 @@ def run_notebook(path: Path) -> int:
     cells = [c for c in json.loads(path.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
     os.chdir(path.parent)
     with (
-        pretended_cuda(),
+        pretended_cuda((7, 5), memory=15),
         mock.patch.object(vitmini, "choose_profile", lambda: Profile("ci", "cuda")),
     ):
         for cell in cells:

@@ -156,7 +156,8 @@ def data_hunger_whole(profile: Profile) -> dict[str, Any]:
     plan = plan_hunger(profile if small else Profile("cpu", profile.device))
     plan = replace(plan, models={name: plan.models[name] for name in ("vit", "resnet")})
     larger = (180, 240) if small else (20_000, 50_000)
-    lengths = {name: _equal_epochs(plan, _flops_of(plan), name) for name in plan.models}
+    flops = _flops_of(plan)
+    lengths = {name: _equal_epochs(plan, flops, name) for name in plan.models}
     rounds = [
         Round(augmentation, seed, sizes, lengths)
         for augmentation, sizes in ((plan.main, larger), (other_augmentation(plan), larger[-1:]))

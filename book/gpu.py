@@ -45,6 +45,8 @@ EXPERIMENTS = (
     "patch-size-cifar10",
     "augmentation-cifar10",
     "learning-rate-cifar10",
+    "optimizer-cifar10",
+    "ingredients-cifar10",
     "data-hunger-1",
     "distillation-teachers",
     "distillation-1",

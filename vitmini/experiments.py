@@ -165,6 +165,57 @@ def learning_rate_cifar10(profile: Profile) -> dict[str, Any]:
     return _train_arms("learning-rate-cifar10", profile, seeds, arms, recipe, model, data, words)
 
 
+def optimizer_cifar10(profile: Profile) -> dict[str, Any]:
+    """Train one small ViT with AdamW, Muon and SGD, each with several learning rates. Chapter: 7.
+
+    An arm is optimizer_rate.
+    """
+    seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
+    recipe, count, model = _small_cifar(profile)
+    data, words = _first_images(load_data(recipe.data), count, recipe)
+    few = {name: rates[:1] for name, rates in _RATES_OF.items()}
+    arms: dict[str, tuple[dict, dict]] = {
+        f"{name}_{rate}": ({}, {"optimizer": name, "learning_rate": rate})
+        for name, rates in profile.pick(ci=few, cpu=_RATES_OF, gpu=_RATES_OF).items()
+        for rate in rates
+    }
+    model = model | profile.pick(ci={}, cpu={"patch_size": 8}, gpu={"patch_size": 8})
+    return _train_arms("optimizer-cifar10", profile, seeds, arms, recipe, model, data, words)
+
+
+def ingredients_cifar10(profile: Profile) -> dict[str, Any]:
+    """Go from a plain recipe to `cifar10`, in small, one ingredient after the other. Chapter: 7.
+
+    Each arm has what those before it have. The rates and the average's decay suit the short run.
+    """
+    seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
+    recipe, count, model = _small_cifar(profile)
+    goal = RECIPES["cifar10"]
+    data, words = _first_images(load_data(recipe.data), count, recipe)
+    still = {"degrees": 0.0, "translate": 0.0, "scale": 0.0, "shear": 0.0}
+    crop = profile.pick(ci=1, cpu=goal.crop, gpu=goal.crop)
+    steps: dict[str, tuple[dict, dict]] = {
+        "plain": ({}, {}),
+        "sincos2d": ({"pos_embed": "sincos2d"}, {}),
+        "mimetic": ({"init": "mimetic"}, {}),
+        "mean": ({"pool": "mean"}, {}),
+        "muon": ({}, {"optimizer": "muon"}),
+        "average": ({}, {"ema": profile.pick(ci=0.9, cpu=0.99, gpu=goal.ema)}),
+        "crop": ({}, still | {"crop": crop, "flip": goal.flip}),
+        "rand_augment": ({}, {"rand_ops": goal.rand_ops}),
+        "smoothing": ({}, {"label_smoothing": goal.label_smoothing}),
+        "drop_path": ({"drop_path": goal.model_options["drop_path"]}, {}),
+        "cutmix": ({}, {"cutmix": goal.cutmix}),
+    }
+    arms: dict[str, tuple[dict, dict]] = {}
+    sizes: dict[str, Any] = {}
+    rates: dict[str, Any] = {}
+    for name, (more, settings) in steps.items():
+        sizes, rates = sizes | more, rates | settings
+        arms[name] = (sizes, rates)
+    return _train_arms("ingredients-cifar10", profile, seeds, arms, recipe, model, data, words)
+
+
 def augmentation_cifar10(profile: Profile) -> dict[str, Any]:
     """Train one small ViT long on few images, with more and more augmentation. Chapter: 7."""
     seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
@@ -292,6 +343,11 @@ def _attention_cost(
 
 _HEADS = (1, 2, 4, 8, 16)
 _RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+_RATES_OF = {
+    "adamw": (1e-3, 3e-3, 1e-2),
+    "muon": (1e-3, 3e-3, 1e-2, 3e-2),
+    "sgd": (3e-2, 1e-1, 3e-1, 1.0),
+}
 
 
 def _digits_recipe(profile: Profile) -> TrainConfig:
@@ -401,8 +457,10 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "initialisation-cifar10": initialisation_cifar10,
     "patch-size-cifar10": patch_size_cifar10,
     "learning-rate-cifar10": learning_rate_cifar10,
+    "optimizer-cifar10": optimizer_cifar10,
     "augmentation-cifar10": augmentation_cifar10,
     "equal-images-cifar10": equal_images_cifar10,
+    "ingredients-cifar10": ingredients_cifar10,
     "pooling-digits": pooling_digits,
     "attention-digits": attention_digits,
     "norm-digits": norm_digits,

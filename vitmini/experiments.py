@@ -191,6 +191,7 @@ def ingredients_cifar10(profile: Profile) -> dict[str, Any]:
     seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
     recipe, count, model = _small_cifar(profile)
     goal = RECIPES["cifar10"]
+    recipe = dataclasses.replace(recipe, epochs=profile.pick(ci=1, cpu=20, gpu=recipe.epochs))
     data, words = _first_images(load_data(recipe.data), count, recipe)
     still = {"degrees": 0.0, "translate": 0.0, "scale": 0.0, "shear": 0.0}
     crop = profile.pick(ci=1, cpu=goal.crop, gpu=goal.crop)
@@ -213,6 +214,7 @@ def ingredients_cifar10(profile: Profile) -> dict[str, Any]:
     for name, (more, settings) in steps.items():
         sizes, rates = sizes | more, rates | settings
         arms[name] = (sizes, rates)
+    model = model | profile.pick(ci={}, cpu={"patch_size": 8}, gpu={})
     return _train_arms("ingredients-cifar10", profile, seeds, arms, recipe, model, data, words)
 
 

@@ -335,7 +335,7 @@ def table(course, name):
 @pytest.fixture(scope="module")
 def marked(course):
     hand_in(course / "submissions", course)
-    limits = ("--seconds", 4, "--memory", 3, "--disk", 0.2)
+    limits = ("--seconds", 10, "--memory", 3, "--disk", 0.2)
     words = grade(course / "submissions", course, "--jobs", 2, *limits, "--again")
     return words, {row["student"]: row for row in table(course, "grades.csv")}
 

@@ -28,6 +28,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import vitmini as vm
+from vitmini import experiments
 from vitmini.__main__ import main
 from vitmini.optim import (
     Muon,
@@ -578,6 +579,22 @@ def test_each_experiment_runs_in_seconds(name, key, tmp_path):
     result = json.loads((tmp_path / f"{name}.json").read_text())
     assert result["name"] == name and result["profile"] == "ci"
     assert key in result["metrics"] and result["curves"]
+
+
+def test_the_ingredients_lead_from_the_small_recipe_to_the_large_ones(monkeypatch):
+    """The last arm has all that `cifar10` has, and each arm one thing more than the one before."""
+    small = dataclasses.replace(vm.RECIPES["digits"], epochs=1), 200, {"patch_size": 2}
+    monkeypatch.setattr(experiments, "_small_cifar", lambda profile: small)
+    monkeypatch.setattr(experiments, "_train_arms", lambda *given: given[3])
+    arms = list(experiments.ingredients_cifar10(vm.Profile("gpu", "cpu")).values())
+    goal = vm.RECIPES["cifar10"]
+    model, settings = arms[-1]
+    assert arms[0] == ({}, {}) and model == goal.model_options
+    same = ("optimizer", "ema", "crop", "flip", "rand_ops", "label_smoothing", "cutmix")
+    moved = ("degrees", "translate", "scale", "shear")
+    assert settings == {name: getattr(goal, name) for name in (*same, *moved)}
+    for before, after in itertools.pairwise(arms):
+        assert all(after[i].items() >= before[i].items() for i in (0, 1)) and after != before
 
 
 def test_the_learning_rate_warms_up_and_falls_along_a_cosine():

@@ -47,6 +47,7 @@ EXPERIMENTS = (
     "learning-rate-cifar10",
     "optimizer-cifar10",
     "ingredients-cifar10",
+    "train-cifar10-mini",
     "data-hunger-1",
     "distillation-teachers",
     "distillation-1",

@@ -569,6 +569,7 @@ def test_an_experiment_writes_its_result(tmp_path):
         ("optimizer-cifar10", "test_accuracy_sgd_0.003"),
         ("augmentation-cifar10", "train_loss_cutmix"),
         ("ingredients-cifar10", "train_loss_cutmix"),
+        ("train-cifar10-mini", "test_accuracy_muon"),
         ("equal-images-cifar10", "test_accuracy_float32_64_twice"),
         ("attention-cost-cpu", "bytes_by_hand_over_fused_64"),
     ],

@@ -218,6 +218,19 @@ def ingredients_cifar10(profile: Profile) -> dict[str, Any]:
     return _train_arms("ingredients-cifar10", profile, seeds, arms, recipe, model, data, words)
 
 
+def train_cifar10_mini(profile: Profile) -> dict[str, Any]:
+    """Train the recipe `cifar10-mini-muon` on all images: what helped in small. Chapter: 7."""
+    seeds = profile.pick(ci=[0], cpu=[0, 1], gpu=[0, 1, 2])
+    recipe, count = RECIPES["cifar10-mini-muon"], 50_000
+    model = dict(recipe.model_options)
+    if profile.name == "ci":
+        recipe, count, size = _small_cifar(profile)
+        recipe, model = dataclasses.replace(recipe, optimizer="muon", ema=0.9), model | size
+    data, words = _first_images(load_data(recipe.data), count, recipe)
+    arms: dict[str, tuple[dict, dict]] = {"muon": ({}, {})}
+    return _train_arms("train-cifar10-mini", profile, seeds, arms, recipe, model, data, words)
+
+
 def augmentation_cifar10(profile: Profile) -> dict[str, Any]:
     """Train one small ViT long on few images, with more and more augmentation. Chapter: 7."""
     seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
@@ -463,6 +476,7 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "augmentation-cifar10": augmentation_cifar10,
     "equal-images-cifar10": equal_images_cifar10,
     "ingredients-cifar10": ingredients_cifar10,
+    "train-cifar10-mini": train_cifar10_mini,
     "pooling-digits": pooling_digits,
     "attention-digits": attention_digits,
     "norm-digits": norm_digits,

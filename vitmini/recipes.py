@@ -206,6 +206,23 @@ class Cifar10Mini(TrainConfig):
 
 
 @dataclass(frozen=True)
+class Cifar10MiniMuon(Cifar10Mini):
+    """The recipe `cifar10-mini` with five ingredients of `cifar10`. Not measured yet.
+
+    Model, images and their number are the same; positions, start, pooling, optimizer and the
+    average are not.
+    Chapter: 7
+    """
+
+    model_options: dict[str, Any] = field(
+        default_factory=lambda: {"pool": "mean", "pos_embed": "sincos2d", "init": "mimetic"}
+    )
+    optimizer: str = "muon"
+    learning_rate: float = 5e-3
+    ema: float = 0.99
+
+
+@dataclass(frozen=True)
 class Cifar10(TrainConfig):
     """CIFAR-10 on a GPU, a plain ViT from scratch. Not measured yet: it aims at 94%.
 
@@ -363,6 +380,7 @@ class Cifar10MiniDistilled(Cifar10Mini):
 RECIPES: dict[str, TrainConfig] = {
     "digits": Digits(),
     "cifar10-mini": Cifar10Mini(),
+    "cifar10-mini-muon": Cifar10MiniMuon(),
     "cifar10": Cifar10(),
     "speedrun-90": Speedrun90(),
     "speedrun-93": Speedrun93(),

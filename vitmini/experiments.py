@@ -220,7 +220,7 @@ def ingredients_cifar10(profile: Profile) -> dict[str, Any]:
 
 def train_cifar10_mini(profile: Profile) -> dict[str, Any]:
     """Train the recipe `cifar10-mini-muon` on all images: what helped in small. Chapter: 7."""
-    seeds = profile.pick(ci=[0], cpu=[0, 1], gpu=[0, 1, 2])
+    seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
     recipe, count = RECIPES["cifar10-mini-muon"], 50_000
     model = dict(recipe.model_options)
     if profile.name == "ci":

@@ -168,14 +168,16 @@ def learning_rate_cifar10(profile: Profile) -> dict[str, Any]:
 def optimizer_cifar10(profile: Profile) -> dict[str, Any]:
     """Train one small ViT with AdamW, Muon and SGD, each with several learning rates. Chapter: 7.
 
-    An arm is optimizer_rate.
+    An arm is optimizer_rate. SGD's weight decay is part of its gradient, so it gets the weaker one
+    of the recipe `cifar10-resnet`.
     """
     seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
     recipe, count, model = _small_cifar(profile)
     data, words = _first_images(load_data(recipe.data), count, recipe)
     few = {name: rates[:1] for name, rates in _RATES_OF.items()}
+    decay = {"sgd": {"weight_decay": RECIPES["cifar10-resnet"].weight_decay}}
     arms: dict[str, tuple[dict, dict]] = {
-        f"{name}_{rate}": ({}, {"optimizer": name, "learning_rate": rate})
+        f"{name}_{rate}": ({}, {"optimizer": name, "learning_rate": rate} | decay.get(name, {}))
         for name, rates in profile.pick(ci=few, cpu=_RATES_OF, gpu=_RATES_OF).items()
         for rate in rates
     }
@@ -361,7 +363,7 @@ _RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 _RATES_OF = {
     "adamw": (1e-3, 3e-3, 1e-2),
     "muon": (1e-3, 3e-3, 1e-2, 3e-2),
-    "sgd": (3e-3, 1e-2, 3e-2, 1e-1),
+    "sgd": (1e-2, 3e-2, 1e-1, 3e-1),
 }
 
 

@@ -49,7 +49,8 @@ class TrainConfig:
     are not held out, each once), of more a random part, of fewer all of them several times;
     `accumulate` computes a batch in that many parts, for cards with little memory.
     The steps: `optimizer` is "adamw", "sgd" or "muon", `learning_rate` its peak, `warmup` in
-    epochs, `weight_decay` on matrices only, `clip_norm` the largest norm of the gradient. `ema`
+    epochs, `weight_decay` on matrices only (with "sgd" a part of the gradient, else apart from it),
+    `clip_norm` the largest norm of the gradient. `ema`
     averages the weights with this decay, and the average is what is evaluated and saved.
     The images: `degrees`, `translate`, `scale` and `shear` bound `random_affine`; `crop` pads by so
     many pixels and crops; `resized_crop` is the smallest share of the area that is cut out (0:

@@ -566,7 +566,7 @@ def test_an_experiment_writes_its_result(tmp_path):
         ("norm-digits", "train_loss_post_0_12_slow"),
         ("patch-size-cifar10", "test_accuracy_patch_4"),
         ("learning-rate-cifar10", "test_accuracy_0.0001_0"),
-        ("optimizer-cifar10", "test_accuracy_sgd_0.01"),
+        ("optimizer-cifar10", "test_accuracy_sgd_0.01_decayed"),
         ("augmentation-cifar10", "train_loss_cutmix"),
         ("ingredients-cifar10", "train_loss_cutmix"),
         ("train-cifar10-mini", "test_accuracy_muon"),

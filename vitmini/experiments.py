@@ -169,7 +169,7 @@ def optimizer_cifar10(profile: Profile) -> dict[str, Any]:
     """Train one small ViT with AdamW, Muon and SGD, each with several learning rates. Chapter: 7.
 
     An arm is optimizer_rate. SGD's weight decay is part of its gradient, so it gets the weaker one
-    of the recipe `cifar10-resnet`.
+    of the recipe `cifar10-resnet`; the arm "decayed" has that of the others.
     """
     seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
     recipe, count, model = _small_cifar(profile)
@@ -181,6 +181,8 @@ def optimizer_cifar10(profile: Profile) -> dict[str, Any]:
         for name, rates in profile.pick(ci=few, cpu=_RATES_OF, gpu=_RATES_OF).items()
         for rate in rates
     }
+    rate = _RATES_OF["sgd"][profile.pick(ci=0, cpu=1, gpu=1)]
+    arms[f"sgd_{rate}_decayed"] = {}, {"optimizer": "sgd", "learning_rate": rate}
     model = model | profile.pick(ci={}, cpu={"patch_size": 8}, gpu={"patch_size": 8})
     return _train_arms("optimizer-cifar10", profile, seeds, arms, recipe, model, data, words)
 

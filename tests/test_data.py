@@ -643,6 +643,15 @@ def test_the_recipe_states_what_was_measured():
     assert f"in {Digits().epochs} epochs" in text
 
 
+def test_the_small_recipe_states_what_was_measured():
+    from vitmini.recipes import Cifar10MiniMuon
+
+    result, text = vm.load_result("train-cifar10-mini"), " ".join(Cifar10MiniMuon.__doc__.split())
+    accuracy = result["metrics"]["test_accuracy_muon"]
+    assert f"{accuracy['mean']:.1%} ± {accuracy['stderr']:.1%}" in text
+    assert f"after {Cifar10MiniMuon().epochs} epochs" in text and len(result["seeds"]) == 3
+
+
 def test_stepper_shows_one_frame_and_names_all():
     png = b"\x89PNG rest"
     frames = [vm.widgets.Frame(png, f"n{i}", f"what <{i}>") for i in range(3)]

@@ -208,10 +208,11 @@ class Cifar10Mini(TrainConfig):
 
 @dataclass(frozen=True)
 class Cifar10MiniMuon(Cifar10Mini):
-    """The recipe `cifar10-mini` with five ingredients of `cifar10`. Not measured yet.
+    """CIFAR-10 on a CPU: 74.5% ± 0.2% of the test images after 10 epochs, 0.31 million parameters.
 
-    Model, images and their number are the same; positions, start, pooling, optimizer and the
-    average are not.
+    Three seeds, on the JPEG copy, on one busy CPU thread: `book/results/train-cifar10-mini.json`.
+    Images and steps are those of `cifar10-mini`; positions, start, pooling, optimizer with its
+    rate, and the average are nearer to `cifar10`.
     Chapter: 7
     """
 

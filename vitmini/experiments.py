@@ -190,7 +190,7 @@ def optimizer_cifar10(profile: Profile) -> dict[str, Any]:
 def ingredients_cifar10(profile: Profile) -> dict[str, Any]:
     """Go from a plain recipe to `cifar10`, in small, one ingredient after the other. Chapter: 7.
 
-    Each arm has what those before it have. The rates and the average's decay suit the short run.
+    Each arm has what those before it have. On a CPU the average is a shorter one, for a short run.
     """
     seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
     recipe, count, model = _small_cifar(profile)

@@ -18,7 +18,12 @@ import torch.nn.functional as F
 from vitmini.attention import Attention, attention_by_hand
 from vitmini.benchmark import compare_models, measure_time, peak_memory
 from vitmini.data import ImageData, describe_data, first_images, load_data
-from vitmini.hunger import data_hunger, data_hunger_compute, data_hunger_whole
+from vitmini.hunger import (
+    data_hunger,
+    data_hunger_compute,
+    data_hunger_tuned,
+    data_hunger_whole,
+)
 from vitmini.initialisation import SCHEMES
 from vitmini.inside import position_growth, resolution
 from vitmini.model import create_model, get_config
@@ -498,6 +503,7 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "data-hunger": data_hunger,
     "data-hunger-compute": data_hunger_compute,
     "data-hunger-whole": data_hunger_whole,
+    "data-hunger-tuned": data_hunger_tuned,
     "distillation-teachers": functools.partial(distillation, rounds=0),
     **{f"distillation-{n}": functools.partial(distillation, rounds=n) for n in range(1, 4)},
     "distillation": distillation,

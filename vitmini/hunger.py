@@ -6,6 +6,7 @@ Chapter: 8.
 from __future__ import annotations
 
 import functools
+import itertools
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from vitmini.data import ImageData, describe_data, first_images, load_data
 from vitmini.profiles import Profile
 from vitmini.recipes import TrainConfig
 from vitmini.records import experiment_folder, first_rounds, keep, new_result, summarize
-from vitmini.train import build_model, train
+from vitmini.train import build_model, evaluate, train
 
 # Dosovitskiy et al. 2021, section 4.1, train ResNets with Adam too; so one optimizer does for all.
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
@@ -28,6 +29,24 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
 }
 
 EQUAL = "; each for about as many FLOPs as the ResNet's"
+
+# What `data_hunger_tuned` tries, one after the other. The ViT has chapter 7's positions, start and
+# pooling in all of them; SGD's decay is that of the recipe `cifar10-resnet`.
+VIT_OPTIONS = {"pool": "mean", "pos_embed": "sincos2d", "init": "mimetic"}
+SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "vit": {
+        "adamw_0.002": {"learning_rate": 2e-3},
+        "muon_0.003": {"optimizer": "muon", "learning_rate": 3e-3},
+        "muon_0.006": {"optimizer": "muon", "learning_rate": 6e-3},
+        "muon_0.012": {"optimizer": "muon", "learning_rate": 1.2e-2},
+    },
+    "resnet": {
+        "adamw_0.002": {"learning_rate": 2e-3},
+        "sgd_0.03": {"optimizer": "sgd", "learning_rate": 0.03, "weight_decay": 5e-4},
+        "sgd_0.1": {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4},
+        "sgd_0.3": {"optimizer": "sgd", "learning_rate": 0.3, "weight_decay": 5e-4},
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -167,6 +186,66 @@ def data_hunger_whole(profile: Profile) -> dict[str, Any]:
     return _record("data-hunger-whole", words, plan, profile, rounds)
 
 
+def data_hunger_tuned(
+    profile: Profile, models: Sequence[str] = ("vit", "resnet")
+) -> dict[str, Any]:
+    """Give the ViT and the ResNet a training of their own at each size, at equal FLOPs. Chapter: 8.
+
+    With the first seed, each of the model's `SETTINGS` is trained, and images that are in no set
+    choose one (of equals the first); more seeds follow with that. The whole set leaves no images
+    to choose with, and takes what the size before it chose. The CPU's plan on any device; `models`
+    may name one alone, so that two processes can share the work. Keys end in model_images, those
+    of held_out_accuracy in model_images_setting; the curves hold what was chosen, size by size.
+    """
+    small = profile.name == "ci"
+    plan = plan_hunger(profile if small else Profile("cpu", profile.device))
+    flops, shown = _flops_of(plan), plan.sizes[-1]
+    sizes = [*plan.sizes, 240 if small else 50_000]
+    seeds = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
+    whole = load_data(plan.recipe.data)
+    ordered = first_images(whole, len(whole.train_labels))  # as the sets are drawn
+    rest = slice(-100 if small else -5_000, None)
+    held = replace(
+        whole, test_images=ordered.train_images[rest], test_labels=ordered.train_labels[rest]
+    ).to(profile.device)
+    tried: dict[str, float] = {}
+    runs: dict[str, list[dict[str, Any]]] = {}
+    chosen: dict[str, list[str]] = {model: [] for model in models}
+    with experiment_folder("data-hunger-tuned", profile) as folder:
+        for model, size in itertools.product(models, sizes):
+            data = first_images(whole, size, max(size, shown)).to(profile.device)
+            config = configure(plan, model, "weak", seeds[0], *_equal_epochs(plan, flops, model))
+            config = replace(config, epoch_images=shown if size > shown else None)
+            if model == "vit":
+                config = replace(config, model_options=config.model_options | VIT_OPTIONS)
+            start = folder / f"{model}_{size}"
+            if size in plan.sizes:
+                found = {
+                    setting: _train_setting(config, setting, data, start, held)["held_out"]
+                    for setting in SETTINGS[model]
+                }
+                tried |= {f"{start.name}_{setting}": value for setting, value in found.items()}
+                chosen[model].append(max(found, key=lambda setting: found[setting]))
+            else:
+                chosen[model].append(chosen[model][-1])
+            runs[start.name] = [
+                _train_setting(replace(config, seed=seed), chosen[model][-1], data, start, held)
+                for seed in seeds
+            ]
+    metrics, losses = _summarize_runs(runs)
+    metrics |= {f"held_out_accuracy_{key}": summarize([value]) for key, value in tried.items()}
+    curves = {"sizes": sizes, "chosen": chosen} | losses
+    seconds = sum(sum(metrics[f"seconds_{key}"]["values"]) for key in runs)
+    words = (
+        f"{describe_data(plan.recipe.data)}; an epoch shows {shown:,} images; "
+        f"{len(held.test_labels):,} training images that are in no set but the whole one choose "
+        f"the settings; {len(whole.test_labels):,} test images{EQUAL}"
+    )
+    return new_result(
+        "data-hunger-tuned", profile, profile.device, words, seconds, seeds, metrics, curves
+    )
+
+
 def _flops_of(plan: Plan) -> dict[str, int]:
     """Count what training costs each model, per image."""
     data = load_data(plan.recipe.data)
@@ -199,28 +278,18 @@ def _record(
                     config = replace(config, epoch_images=shown if size > shown else None)
                     key = f"{part.augmentation}_{model}_{size}_{epochs}"
                     path = folder / f"{key}-{part.seed}.json"
-                    measure = functools.partial(_measure, config, data, path, profile.device)
-                    runs.setdefault(key, []).append(found := keep(path, measure))
-                    shutil.rmtree(path.with_suffix(""), ignore_errors=True)  # numbers are enough
+                    runs.setdefault(key, []).append(found := _train_kept(config, data, path))
                     accuracy = found["history"][-1]["test_accuracy"]
                     print(f"{key}, seed {part.seed}: test {accuracy:.2%}", flush=True)
-    metrics: dict[str, Any] = {}
     curves: dict[str, Any] = {"sizes": sorted({size for part in parts for size in part.sizes})}
-    for key, done in runs.items():
-        last = [run["history"][-1] for run in done]
-        metrics[f"test_accuracy_{key}"] = summarize([r["test_accuracy"] for r in last])
-        metrics[f"test_loss_{key}"] = summarize([round(r["test_loss"], 4) for r in last])
-        metrics[f"training_flops_{key}"] = summarize([run["flops"] for run in done])
-        spent = [round(sum(r["seconds"] for r in run["history"]), 1) for run in done]
-        metrics[f"seconds_{key}"] = summarize(spent)
-        losses = [[round(r["train_loss"], 4) for r in run["history"]] for run in done]
-        curves[f"train_loss_{key}"] = losses
+    metrics, losses = _summarize_runs(runs)
     for model in plan.models:
         network = build_model(configure(plan, model, "weak", 0, 1), whole)
         count = sum(p.numel() for p in network.parameters())
         metrics[f"parameters_{model}"] = summarize([count])
     seeds = sorted({part.seed for part in parts})
     seconds = sum(sum(metrics[f"seconds_{key}"]["values"]) for key in runs)
+    curves |= losses
     words = (
         f"{describe_data(plan.recipe.data)}; an epoch shows {shown:,} images, those of a "
         f"smaller set several times; none held out; {len(whole.test_labels):,} test images; "
@@ -238,10 +307,53 @@ def configure(plan: Plan, model: str, augmentation: str, seed: int, epochs: int)
     return replace(plan.recipe, **chosen, seed=seed, epochs=epochs, warmup=warmup)
 
 
-def _measure(config: TrainConfig, data: ImageData, path: Path, device: str) -> dict[str, Any]:
-    """Train, going on from where an earlier call was cut off."""
+def _train_kept(
+    config: TrainConfig, data: ImageData, path: Path, held: ImageData | None = None
+) -> dict[str, Any]:
+    """Train once, and read what was found from `path` after that; the numbers are enough."""
+    run = keep(path, functools.partial(_measure, config, data, path, held))
+    shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+    return run
+
+
+def _measure(
+    config: TrainConfig, data: ImageData, path: Path, held: ImageData | None
+) -> dict[str, Any]:
+    """Train, going on from where an earlier call was cut off; evaluate on `held`, if there is one.
+
+    It all happens where the images are.
+    """
     torch.manual_seed(config.seed)
-    model = build_model(config, data).to(device)
+    model = build_model(config, data).to(data.train_images.device)
     history = train(model, data, config, path.with_suffix(""), resume=True)
     images = config.epochs * (config.epoch_images or len(data.train_labels))
-    return {"history": history, "flops": images * training_flops(model.config)}
+    found = {"history": history, "flops": images * training_flops(model.config)}
+    return found if held is None else found | {"held_out": evaluate(model, held)["accuracy"]}
+
+
+def _train_setting(
+    config: TrainConfig, setting: str, data: ImageData, start: Path, held: ImageData
+) -> dict[str, Any]:
+    """Train a model with one of its settings; the path of what is found begins with `start`."""
+    model = start.name.split("_")[0]
+    path = start.with_name(f"{start.name}_{setting}-{config.seed}.json")
+    run = _train_kept(replace(config, **SETTINGS[model][setting]), data, path, held)
+    print(f"{path.stem}: held-out images {run['held_out']:.2%}", flush=True)
+    return run
+
+
+def _summarize_runs(
+    runs: Mapping[str, Sequence[dict[str, Any]]],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Put the runs under each key together: the metrics, and the curves of the training loss."""
+    metrics, curves = {}, {}
+    for key, done in runs.items():
+        last = [run["history"][-1] for run in done]
+        metrics[f"test_accuracy_{key}"] = summarize([r["test_accuracy"] for r in last])
+        metrics[f"test_loss_{key}"] = summarize([round(r["test_loss"], 4) for r in last])
+        metrics[f"training_flops_{key}"] = summarize([run["flops"] for run in done])
+        spent = [round(sum(r["seconds"] for r in run["history"]), 1) for run in done]
+        metrics[f"seconds_{key}"] = summarize(spent)
+        losses = [[round(r["train_loss"], 4) for r in run["history"]] for run in done]
+        curves[f"train_loss_{key}"] = losses
+    return metrics, curves

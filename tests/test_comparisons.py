@@ -147,6 +147,52 @@ def test_more_images_than_an_epoch_shows_cost_no_more_computing(capsys):
     )
 
 
+def test_held_out_images_choose_each_models_setting(capsys, monkeypatch, digits):
+    """What trains never meets what chooses, and the test images have no say."""
+    good = {"vit": "muon_0.012", "resnet": "sgd_0.1"}
+    none = {"learning_rate": 1e-9}
+    settings = {m: {"none": none, name: hunger.SETTINGS[m][name]} for m, name in good.items()}
+    monkeypatch.setattr(hunger, "SETTINGS", settings)
+    trained, asked, train, evaluate = [], [], hunger.train, hunger.evaluate
+
+    def watch(model, data, config, *rest, **more):
+        trained.append((config, data.train_images))
+        return train(model, data, config, *rest, **more)
+
+    def ask(model, data):
+        asked.append(data.test_images)
+        accuracy = evaluate(model, data)["accuracy"]
+        return {"accuracy": 1 - accuracy if len(asked) <= 2 else accuracy}  # 40 images: the worse
+
+    monkeypatch.setattr(hunger, "train", watch)
+    monkeypatch.setattr(hunger, "evaluate", ask)
+    result = hunger.data_hunger_tuned(CI)
+    metrics, curves = result["metrics"], result["curves"]
+    assert curves["sizes"] == [40, 120, 240]
+    assert curves["chosen"]["vit"] == ["none", "muon_0.012", "muon_0.012"]
+    assert len(curves["chosen"]["resnet"]) == 3
+    held = [key for key in metrics if key.startswith("held_out_accuracy_")]
+    assert len(held) == 8 and not any("240" in key for key in held)
+    low, high = (metrics[f"test_accuracy_vit_{size}"]["mean"] for size in (40, 120))
+    assert low < 0.3 and high > low + 0.2
+    flops = [metrics[f"training_flops_{m}_{n}"]["mean"] for m in good for n in curves["sizes"]]
+    assert max(flops) < 1.1 * min(flops)
+    ordered = first_images(digits, len(digits.train_labels)).train_images
+    assert len(trained) == len(asked) == 10  # each setting once, and at 240 what was chosen
+    assert all(torch.equal(images, ordered[-100:]) for images in asked)
+    for (config, images), size in zip(trained, 2 * (40, 40, 120, 120, 240), strict=True):
+        assert torch.equal(images[:size], ordered[:size]) and size < len(ordered) - 100
+        assert len(images) == max(size, 120) and not config.val_share
+    vit, resnet = trained[3][0], trained[8][0]
+    assert (vit.optimizer, vit.learning_rate, vit.model_options["init"]) == (
+        "muon",
+        0.012,
+        "mimetic",
+    )
+    assert (resnet.optimizer, resnet.weight_decay) == ("sgd", 5e-4)
+    assert "init" not in resnet.model_options
+
+
 def kept(monkeypatch, tmp_path, module, plan):
     """A profile whose parts are kept, with the settings of the smallest one."""
     monkeypatch.chdir(tmp_path)

@@ -50,7 +50,7 @@ def test_a_part_does_not_lie_where_the_whole_is(name, tmp_path, monkeypatch):
     assert f"; the first {'0' if 'teachers' in name else '1'} of " in result["data"]
 
 
-SMALL = {"dim": 16, "depth": 1, "num_heads": 2}
+SMALL = {"dim": 48, "depth": 1, "num_heads": 2}
 
 
 def test_first_images_are_nested_and_shown_in_turn(digits):
@@ -176,7 +176,7 @@ def test_held_out_images_choose_each_models_setting(capsys, monkeypatch, digits)
     low, high = (metrics[f"test_accuracy_vit_{size}"]["mean"] for size in (40, 120))
     assert low < 0.3 and high > low + 0.2
     flops = [metrics[f"training_flops_{m}_{n}"]["mean"] for m in good for n in curves["sizes"]]
-    assert max(flops) < 1.1 * min(flops)
+    assert max(flops) < 1.3 * min(flops)  # without a class token, one of five, the ViT costs less
     ordered = first_images(digits, len(digits.train_labels)).train_images
     assert len(trained) == len(asked) == 10  # each setting once, and at 240 what was chosen
     assert all(torch.equal(images, ordered[-100:]) for images in asked)

@@ -80,7 +80,11 @@ def plan_hunger(profile: Profile) -> Plan:
     """Choose models and sizes that a profile has time for. Chapter: 8."""
     if profile.name == "ci":
         recipe = TrainConfig(epochs=2, batch_size=30, warmup=1, val_share=0.0, crop=1)
-        small = {"dim": 16, "depth": 1, "num_heads": 2}
+        small = {
+            "dim": 48,
+            "depth": 1,
+            "num_heads": 2,
+        }  # not so small that its equal epochs are many
         models: dict[str, tuple[str, dict[str, Any]]] = {
             "vit": ("vit_digits", small),
             "hybrid": ("hybrid_mini", small | {"stages": (1,)}),
@@ -193,7 +197,8 @@ def data_hunger_tuned(
 
     With the first seed, each of the model's `SETTINGS` is trained, and images that are in no set
     choose one (of equals the first); more seeds follow with that. The whole set leaves no images
-    to choose with, and takes what the size before it chose. The CPU's plan on any device; `models`
+    to choose with, and takes what the size before it chose. The CPU's plan on any device, with the
+    epochs of `data_hunger_compute` (without its class token the ViT costs a little less). `models`
     may name one alone, so that two processes can share the work. Keys end in model_images, those
     of held_out_accuracy in model_images_setting; the curves hold what was chosen, size by size.
     """

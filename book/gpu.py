@@ -35,6 +35,7 @@ WORK = ROOT / "runs" / "gpu"
 TESTS = ("correctness", "correctness-compiled")
 EXPERIMENTS = (
     "throughput",
+    "startup",
     "speedrun-1",
     "speedrun",
     "train-cifar10",

@@ -162,6 +162,15 @@ def test_every_option_learns(few, more, compiled):
     assert history[-1]["test_accuracy"] > (0.15 if compiled else 0.2)
 
 
+@pytest.mark.parametrize("option", ["plain", "ema", "float16-muon", "drop_path", "accumulate"])
+def test_a_model_that_is_compiled_by_blocks_learns(few, option):
+    config = dataclasses.replace(SHORT, epochs=12, compile="blocks", **OPTIONS[option])
+    model = tiny(**config.model_options)
+    history = vm.train(model, few, config)
+    assert history[-1]["train_loss"] < history[0]["train_loss"]
+    assert history[-1]["test_accuracy"] > 0.15
+
+
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("option", ["plain", "muon", "ema", "float16", "float16-muon", "mixing"])
 def test_a_run_that_was_cut_off_goes_on(few, tmp_path, option, compiled):

@@ -107,6 +107,7 @@ MORE = {
     "relative": {"model_options": TINY | {"pos_embed": "relative", "dropout": 0.1}},
     "mimetic": {"model_options": TINY | {"init": "mimetic", "layer_scale": 0.1}},
     "resnet": {"model": "resnet_mini", "model_options": {"stages": (1,)}},
+    "blocks": {"compile": "blocks", "ema": 0.9, "model_options": TINY | {"drop_path": 0.5}},
     "hybrid": {"model": "hybrid_mini", "model_options": {"stages": (1,)} | TINY},
 }
 
@@ -123,6 +124,18 @@ def test_training_on_the_device_gives_the_cpus_numbers(few, more):
         model, found = run(config, few, "cuda")
     assert all(isinstance(p, OnCuda) for p in model.parameters())
     assert_same(expected, found)
+
+
+def test_a_twin_of_blocks_trains_whatever_mode_the_model_came_in(few):
+    config = dataclasses.replace(SHORT, **MORE["blocks"])
+    histories = []
+    for prepared in ("train", "eval"):
+        with pretended_cuda():
+            torch.manual_seed(0)
+            model = build_model(config, few).to("cuda")
+            history = vm.train(getattr(model, prepared)(), few, config)
+        histories.append(numbers(history))
+    assert_same(*histories)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -326,9 +339,9 @@ def test_a_person_trains_evaluates_and_predicts_on_the_device(tmp_path, capsys):
             assert re.sub(seconds, "", on_cpu) == re.sub(seconds, "", on_device)
 
 
-# The speed run starts a process of its own, and equal FLOPs on digits are 200 epochs. A part of an
-# experiment is in the whole.
-ELSEWHERE = {"speedrun", "speedrun-1", "train-cifar10", "data-hunger-compute"}
+# The speed run and its start are processes of their own, and equal FLOPs on digits are many epochs.
+# A part of an experiment is in the whole.
+ELSEWHERE = {"startup", "speedrun", "speedrun-1", "train-cifar10", "data-hunger-compute"}
 HERE = [n for n in gpu.EXPERIMENTS if n not in ELSEWHERE and not re.search(r"-(\d|teachers)$", n)]
 
 

@@ -217,7 +217,7 @@ def test_a_timed_run_counts_the_whole_process_and_keeps_its_weights(tmp_path):
     out.mkdir()
     (out / "config.json").write_text("half a run")  # cut off: begins anew
     start = time.perf_counter()
-    run = speedrun.timed_run("digits", 0, out, "cpu", epochs=2)
+    run = speedrun.timed_run("digits", 0, out, "cpu", ("--epochs", "2"))
     whole = time.perf_counter() - start
     assert (
         sum(r["seconds"] for r in run["history"])
@@ -250,7 +250,7 @@ def test_parts_that_were_measured_are_not_measured_again(tmp_path):
     assert [p.name for p in tmp_path.rglob("*.*")] == ["part.json"]
 
 
-@pytest.mark.parametrize("name", ["throughput", "train-cifar10", "speedrun"])
+@pytest.mark.parametrize("name", ["throughput", "train-cifar10", "speedrun", "startup"])
 def test_what_needs_a_gpu_says_so_before_it_reads_data(name, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("VITMINI_PROFILE", "cpu")
     monkeypatch.setattr(speedrun, "load_data", lambda *_: pytest.fail("data were read"))
@@ -266,6 +266,7 @@ def test_what_needs_a_gpu_says_so_before_it_reads_data(name, monkeypatch, tmp_pa
         ("train-cifar10", "test_accuracy_digits", "val_accuracy_digits"),
         ("speedrun", "seconds_digits", "elapsed_digits"),
         ("speedrun-1", "seconds_digits", "elapsed_digits"),
+        ("startup", "seconds_of_all_blocks", "elapsed_whole"),
     ],
 )
 def test_each_speed_experiment_is_rehearsed_in_seconds(name, key, curve, monkeypatch, tmp_path):

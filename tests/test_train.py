@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +37,7 @@ from vitmini.optim import (
     build_optimizers,
     build_trainer,
     choose_precision,
+    compile_model,
     learning_rate_at,
     orthogonalize,
 )
@@ -1144,6 +1147,43 @@ def test_compiled_images_are_the_same_images(digits):
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("drop_path", [0.0, 0.2])
+def test_blocks_that_are_compiled_one_by_one_share_code_and_all_weights(monkeypatch, drop_path):
+    """Of 12 blocks that differ in their rate of DropPath only, at most two are compiled."""
+    counter, plain_compile = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", functools.partial(plain_compile, backend=counter))
+    model = tiny(depth=12, drop_path=drop_path).train()
+    twin = compile_model(model, "blocks").train()
+    assert twin is not model and list(twin.state_dict()) == list(model.state_dict())
+    kept = [network.state_dict(keep_vars=True).values() for network in (model, twin)]
+    assert all(ours is theirs for ours, theirs in zip(*kept, strict=True))
+    images, expected = torch.randn(16, 1, 8, 8), deepcopy(model)
+    for network in (twin, expected):
+        torch.manual_seed(3)
+        network(images).square().sum().backward()
+    for (name, ours), theirs in zip(model.named_parameters(), expected.parameters(), strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-4), name
+    assert counter.frame_count == (2 if drop_path else 1)
+    model.eval()
+    assert twin.training and not model.training
+    torch.compiler.reset()
+
+
+def test_what_has_no_blocks_is_compiled_whole(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model: (model, "whole"))
+    model, resnet = tiny(), vm.create_baseline("resnet_mini")
+    assert compile_model(model) == (model, "whole") == compile_model(model, True)
+    assert compile_model(resnet, "blocks") == (resnet, "whole")
+
+
+def test_the_command_line_says_what_is_compiled(tmp_path):
+    command = ["train", "--recipe", "digits", "--epochs", "1", "--out", str(tmp_path / "run")]
+    assert main([*command, "--compile", "blocks"]) == 0
+    stored = json.loads((tmp_path / "run/config.json").read_text())
+    assert stored["train"]["compile"] == "blocks"
+    assert "argument --compile: invalid choice: 'yes'" in refused(*command, "--compile", "yes")
+
+
 def test_a_run_saves_as_often_as_it_is_told(digits, tmp_path):
     config = dataclasses.replace(SHORT, epochs=5, save_every=2)
     saved = []
@@ -1394,6 +1434,7 @@ def test_images_are_changed_in_deits_order(digits, monkeypatch):
         ("trivial", 1),
         ("auto", "yes"),
         ("compile", "yes"),
+        ("compile", 1),
         ("model", "vit_giant"),
         ("model_options", {"width": 3}),
         ("model_options", {"dim": 3}),

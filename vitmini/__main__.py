@@ -29,6 +29,9 @@ from vitmini.train import build_model, distilling, evaluate, split_validation, t
 COMPARED = ("vit_cifar", "vit_small_patch16_224")
 
 
+_COMPILE: dict[str, bool | str] = {"whole": True, "blocks": "blocks", "no": False}
+
+
 class _OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see '{self.prog} --help')")
@@ -50,6 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's own number")
     p.add_argument("--seed", type=int, metavar="N", help="default: 0")
+    p.add_argument(
+        "--compile",
+        choices=list(_COMPILE),
+        help="what torch.compile compiles on a CUDA device, instead of the recipe's own way",
+    )
     p.add_argument(
         "--teacher", metavar="DIR", help="a finished run to learn from, beside the labels"
     )
@@ -133,6 +141,8 @@ def _train(args: argparse.Namespace) -> None:
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {args.recipe!r}")
     options = ("data", "image_size", "epochs", "seed")
     given = {k: getattr(args, k) for k in options if getattr(args, k) is not None}
+    if args.compile is not None:
+        given["compile"] = _COMPILE[args.compile]
     config = dataclasses.replace(RECIPES[args.recipe], **given)
     device = _device(args.device)
     if config.data not in NAMES:  # a name means the same beside a folder of that name

@@ -32,7 +32,7 @@ from vitmini.profiles import Profile
 from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import code_version, new_result, summarize
 from vitmini.siblings import siblings
-from vitmini.speedrun import speedrun, throughput, throughput_cpu, train_cifar10
+from vitmini.speedrun import speedrun, startup, throughput, throughput_cpu, train_cifar10
 from vitmini.students import distillation, distillation_long
 from vitmini.train import split_validation, train
 
@@ -496,6 +496,7 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "throughput": throughput,
     "throughput-cpu": throughput_cpu,
     "train-cifar10": train_cifar10,
+    "startup": startup,
     "speedrun-1": functools.partial(speedrun, rounds=1),
     "speedrun": speedrun,
     # Long ones in parts of minutes: each does what those before it do, and the last one all.

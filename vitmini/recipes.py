@@ -65,7 +65,8 @@ class TrainConfig:
     loss.
     The machine: `precision` is "auto", "float32", "bfloat16" or "float16"; `compile` uses
     `torch.compile` on a CUDA device, for the model and for the images (and drops an epoch's last
-    batch where it is short, on any, as batch norm does);
+    batch where it is short, on any, as batch norm does); "blocks" compiles a ViT block by block,
+    which starts sooner;
     `cpu_threads` is how many threads PyTorch may use on a CPU (None: as many as it likes);
     `stream` leaves the images where they are and moves batches to the device (None: where all of
     them would take more than half of its free memory; never on a CPU).
@@ -112,7 +113,7 @@ class TrainConfig:
     distill_temperature: float = 3.0
     distill_weight: float = 0.5
     precision: str = "auto"
-    compile: bool = False
+    compile: bool | str = False
     val_share: float = 0.1
     save_every: int = 1
     cpu_threads: int | None = None
@@ -130,9 +131,11 @@ class TrainConfig:
         for name in ("label_smoothing", "val_share", "ema", "scale"):
             if getattr(self, name) == 1:
                 raise ValueError(f"{name} must be below 1, got 1")
-        for name in ("flip", "trivial", "auto", "compile"):
+        for name in ("flip", "trivial", "auto"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if not isinstance(self.compile, bool) and self.compile != "blocks":
+            raise ValueError(f"compile must be True, False or 'blocks', got {self.compile!r}")
         policies = [name for name in ("rand_ops", "trivial", "auto") if getattr(self, name)]
         if len(policies) > 1:
             raise ValueError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,13 @@ def _timed_runs(
     _needs_gpu(name, profile)
     every = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
     name, more, seeds = first_rounds(name, every, rounds)
-    epochs = profile.pick(ci=2, cpu=None, gpu=None)
+    shorter = profile.pick(ci=("--epochs", "2"), cpu=(), gpu=())
     runs: dict[str, list[dict[str, Any]]] = {recipe: [] for recipe in recipes}
     with experiment_folder("speedrun", profile) as folder:
         for seed in seeds:  # a first look at every recipe comes before the second seed of any
             for recipe in recipes:
                 out = folder / f"{recipe}-{seed}"
-                measure = functools.partial(timed_run, recipe, seed, out, profile.device, epochs)
+                measure = functools.partial(timed_run, recipe, seed, out, profile.device, shorter)
                 run = keep(folder / f"{recipe}-{seed}.json", measure)
                 runs[recipe].append(run)
                 accuracy = run["history"][-1]["test_accuracy"]
@@ -100,11 +101,48 @@ def _timed_runs(
     )
 
 
+def startup(profile: Profile) -> dict[str, Any]:
+    """What `torch.compile` costs at the start and gives after it, by blocks and whole. Chapter: 7.
+
+    Each run is a process of its own with nothing compiled before, of the fastest recipe, a few
+    epochs long. From its first epoch's end and the pace of the others follows what all epochs of
+    the recipe would take: seconds_of_all.
+    """
+    _needs_gpu("startup", profile)
+    recipe = profile.pick(ci="digits", cpu="speedrun-90", gpu="speedrun-90")
+    epochs, seeds = profile.pick(ci=2, cpu=4, gpu=4), profile.pick(ci=[0], cpu=[0, 1], gpu=[0, 1])
+    total = RECIPES[recipe].epochs
+    runs: dict[str, list[dict[str, Any]]] = {}
+    with experiment_folder("startup", profile) as folder:
+        for seed, how in itertools.product(seeds, ("no", "blocks", "whole")):
+            path = folder / f"{how}-{seed}"
+            more = ("--compile", how, "--epochs", str(epochs))
+            measure = functools.partial(timed_run, recipe, seed, path, profile.device, more)
+            runs.setdefault(how, []).append(run := keep(path.with_suffix(".json"), measure))
+            print(f"{how}: first epoch done after {run['elapsed'][0]} s", flush=True)
+    metrics: dict[str, Any] = {}
+    for how, done in runs.items():
+        first = [run["elapsed"][0] for run in done]
+        pace = [(run["elapsed"][-1] - run["elapsed"][0]) / (epochs - 1) for run in done]
+        metrics[f"seconds_to_first_epoch_{how}"] = summarize(first)
+        metrics[f"seconds_an_epoch_{how}"] = summarize([round(p, 3) for p in pace])
+        reckoned = [round(f + (total - 1) * p, 2) for f, p in zip(first, pace, strict=True)]
+        metrics[f"seconds_of_all_{how}"] = summarize(reckoned)
+    words = (
+        f"{describe_data(RECIPES[recipe].data)}; {epochs} epochs of {recipe}, which has {total}; "
+        "the clock starts before Python"
+    )
+    spent = sum(run["seconds"] for done in runs.values() for run in done)
+    curves = {f"elapsed_{how}": [run["elapsed"] for run in done] for how, done in runs.items()}
+    return new_result("startup", profile, profile.device, words, spent, seeds, metrics, curves)
+
+
 def timed_run(
-    recipe: str, seed: int, out: Path, device: str, epochs: int | None = None
+    recipe: str, seed: int, out: Path, device: str, more: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Train a recipe in a new process that finds nothing compiled, and look at the clock.
 
+    `more` are further words of the command line.
     Shapes: returns `seconds` of the whole process, start-up, data and compilation included;
         `elapsed`, the seconds until each epoch's end; `history`, the records of its epochs. A run
         that was cut off begins anew: half a run has no time.
@@ -114,7 +152,7 @@ def timed_run(
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "vitmini", "train", "--recipe", recipe, "--seed", str(seed)]
     command += ["--out", str(out), "--device", device]
-    command += [] if epochs is None else ["--epochs", str(epochs)]
+    command += more
     library = str(Path(__file__).resolve().parents[1])
     with tempfile.TemporaryDirectory() as empty:
         paths = [library, *filter(None, [os.environ.get("PYTHONPATH")])]

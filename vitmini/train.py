@@ -253,6 +253,7 @@ def train_epoch(
     if whole and len(batches) > 1 and len(batches[-1]) < config.batch_size:
         batches = batches[:-1]  # another shape is compiled anew; few images are poor statistics
     trainer.model.train()
+    trainer.forward.train()  # a twin has its own mode
     lr, seen = 0.0, sum(map(len, batches))
     total = torch.zeros((), device=trainer.device)
     bad = torch.full((), -1, device=trainer.device)  # the first step whose loss was not finite

@@ -36,6 +36,7 @@ VIT_OPTIONS = {"pool": "mean", "pos_embed": "sincos2d", "init": "mimetic"}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "vit": {
         "adamw_0.002": {"learning_rate": 2e-3},
+        "muon_0.001": {"optimizer": "muon", "learning_rate": 1e-3},
         "muon_0.003": {"optimizer": "muon", "learning_rate": 3e-3},
         "muon_0.006": {"optimizer": "muon", "learning_rate": 6e-3},
         "muon_0.012": {"optimizer": "muon", "learning_rate": 1.2e-2},
@@ -45,6 +46,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "sgd_0.03": {"optimizer": "sgd", "learning_rate": 0.03, "weight_decay": 5e-4},
         "sgd_0.1": {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4},
         "sgd_0.3": {"optimizer": "sgd", "learning_rate": 0.3, "weight_decay": 5e-4},
+        "sgd_1": {"optimizer": "sgd", "learning_rate": 1.0, "weight_decay": 5e-4},
     },
 }
 

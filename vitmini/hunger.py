@@ -47,6 +47,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "sgd_0.1": {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 5e-4},
         "sgd_0.3": {"optimizer": "sgd", "learning_rate": 0.3, "weight_decay": 5e-4},
         "sgd_1": {"optimizer": "sgd", "learning_rate": 1.0, "weight_decay": 5e-4},
+        "sgd_3": {"optimizer": "sgd", "learning_rate": 3.0, "weight_decay": 5e-4},
     },
 }
 

@@ -201,9 +201,9 @@ def data_hunger_tuned(
     With the first seed, each of the model's `SETTINGS` is trained, and images that are in no set
     choose one (of equals the first); more seeds follow with that. The whole set leaves no images
     to choose with, and takes what the size before it chose. The CPU's plan on any device, with the
-    epochs of `data_hunger_compute` (without its class token the ViT costs a little less). `models`
-    may name one alone, so that two processes can share the work. Keys end in model_images, those
-    of held_out_accuracy in model_images_setting; the curves hold what was chosen, size by size.
+    epochs of `data_hunger_compute`; the FLOPs leave out the optimizer's own. `models` may name one
+    alone, so that two processes can share the work. Keys end in model_images, those of
+    held_out_accuracy in model_images_setting; the curves hold what was chosen, size by size.
     """
     small = profile.name == "ci"
     plan = plan_hunger(profile if small else Profile("cpu", profile.device))

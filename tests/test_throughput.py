@@ -17,6 +17,7 @@ import vitmini as vm
 from vitmini import speedrun, throughput
 from vitmini.__main__ import main
 from vitmini.optim import build_trainer
+from vitmini.profiles import Profile
 from vitmini.records import keep
 from vitmini.throughput import (
     Pictures,
@@ -234,6 +235,25 @@ def test_a_timed_run_counts_the_whole_process_and_keeps_its_weights(tmp_path):
 def test_a_timed_run_that_fails_says_why(tmp_path):
     with pytest.raises(ValueError, match="nothing-0 failed: vitmini: recipe must be one of"):
         speedrun.timed_run("nothing", 0, tmp_path / "nothing-0", "cpu")
+
+
+def test_the_pace_after_the_start_is_that_of_the_middle_epochs(monkeypatch):
+    """The first epoch compiles, the last one saves and looks at the test images."""
+    asked = []
+
+    def timed_run(recipe, seed, out, device, more):
+        asked.append(more)
+        return {"seconds": 26.0, "elapsed": [10.0, 12.0, 25.0], "history": []}
+
+    monkeypatch.setattr(speedrun, "timed_run", timed_run)
+    metrics = speedrun.startup(Profile("ci", "cpu"))["metrics"]
+    assert [more[:2] for more in asked] == [("--compile", how) for how in ("no", "blocks", "whole")]
+    assert all(more[2:] == ("--epochs", "3") for more in asked)
+    missing = vm.RECIPES["digits"].epochs - 3
+    for how in ("no", "blocks", "whole"):
+        assert metrics[f"seconds_to_first_epoch_{how}"]["values"] == [10.0]
+        assert metrics[f"seconds_an_epoch_{how}"]["values"] == [2.0]
+        assert metrics[f"seconds_of_all_{how}"]["values"] == [26.0 + 2.0 * missing]
 
 
 def test_parts_that_were_measured_are_not_measured_again(tmp_path):

@@ -286,9 +286,10 @@ def compile_model(model: nn.Module, how: bool | str = True) -> nn.Module:
     """Give a compiled twin of `model`: one module more, with the very same weights and buffers.
 
     PyTorch compiles at the first call. "blocks" compiles each of `model.blocks` by itself: blocks
-    of one shape share their code, so that a deep model starts much sooner, but nothing is fused
-    across their borders. Otherwise, and for a model without blocks, it is compiled whole. The twin
-    of blocks has a mode of its own: `train()` and `eval()` of the one do not reach the other.
+    of one shape share their code, so that a deep model starts sooner, but nothing is fused across
+    their borders. Otherwise, and for a model without blocks, it is compiled whole. The twin of
+    blocks has a mode of its own: `train()` and `eval()` of the one do not reach the other.
+    Source: PyTorch's recipe "regional compilation".
     Chapter: 7
     """
     blocks = getattr(model, "blocks", None)

@@ -33,7 +33,7 @@ from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import code_version, new_result, summarize
 from vitmini.siblings import siblings
 from vitmini.speedrun import speedrun, startup, throughput, throughput_cpu, train_cifar10
-from vitmini.students import distillation, distillation_long
+from vitmini.students import distillation, distillation_long, distillation_tuned
 from vitmini.train import split_validation, train
 
 History = list[dict[str, float]]
@@ -509,6 +509,7 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     **{f"distillation-{n}": functools.partial(distillation, rounds=n) for n in range(1, 4)},
     "distillation": distillation,
     "distillation-long": distillation_long,
+    "distillation-tuned": distillation_tuned,
     "position-growth": position_growth,
     "resolution": resolution,
     "siblings": siblings,

@@ -17,6 +17,8 @@ import torch
 
 from vitmini.data import ImageData, describe_data, first_images, load_data
 from vitmini.distill import Teacher, disagreement, predict_heads, token_similarity
+from vitmini.hunger import SETTINGS, VIT_OPTIONS, plan_hunger
+from vitmini.hunger import configure as configure_hunger
 from vitmini.profiles import Profile
 from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import experiment_folder, first_rounds, keep, new_result, summarize
@@ -25,6 +27,9 @@ from vitmini.train import build_model, train
 
 TOKEN = {"distilled": True, "pool": "cls"}
 LONG = ("none", "token")  # what is trained for long, too
+TUNED = ("none", "soft", "hard", "token")  # the ways of `distillation_tuned`
+# Which of chapter 8's `SETTINGS` its held-out images chose, with as many images as here.
+CHOSEN = {"vit": "muon_0.003", "resnet": "sgd_1"}
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,13 @@ def arms(num_classes: int) -> dict[str, Arm]:
 class Plan:
     """Recipes of the two teachers and of a student; `count` training images for all of them.
 
-    `long` is how many epochs a long schedule has. Chapter: 10
+    `long` is how many epochs a long schedule has; 0 where there is none. Chapter: 10
     """
 
     teachers: dict[str, TrainConfig]
     student: TrainConfig
     count: int
-    long: int
+    long: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,26 @@ def plan_students(profile: Profile) -> Plan:
     return Plan({"resnet": resnet, "vit": RECIPES["speedrun-93"]}, student, 50_000, 150)
 
 
+def plan_tuned(profile: Profile) -> Plan:
+    """Take chapter 8's models with the training that it found for each of them. Chapter: 10.
+
+    The student has what the ViT has there, but for its class token; the ResNet is trained three
+    times as long. The ViT of another seed teaches nobody: with it one compares.
+    """
+    small = profile.name == "ci"
+    hunger = plan_hunger(profile if small else Profile("cpu", profile.device))
+
+    def tune(model: str, seed: int, epochs: int) -> TrainConfig:
+        config = configure_hunger(hunger, model, "weak", seed, epochs)
+        return replace(config, **SETTINGS[model][CHOSEN[model]])
+
+    epochs, seed = (2, 1) if small else (37, len(_seeds(profile)))  # 37: the ViT's in chapter 8
+    options = hunger.models["vit"][1] | VIT_OPTIONS | {"pool": "cls"}
+    student = replace(tune("vit", 0, epochs), model_options=options)
+    resnet = tune("resnet", 0, 3 * hunger.recipe.epochs)
+    return Plan({"resnet": resnet, "vit": replace(student, seed=seed)}, student, hunger.sizes[-1])
+
+
 def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
     """Teach a small ViT in six ways, each over three seeds, two of them for long. Chapter: 10.
 
@@ -123,18 +148,38 @@ def distillation_long(profile: Profile) -> dict[str, Any]:
     return _record("distillation-long", "; long schedules alone", plan, profile, rounds)
 
 
+def distillation_tuned(profile: Profile) -> dict[str, Any]:
+    """Teach a well trained ViT by a well trained ResNet, softly, hard, by a token. Chapter: 10.
+
+    Does a teacher still help a student that is trained as well as we can? The CPU's plan on any
+    device. Keys are those of `distillation`.
+    """
+    plan = plan_tuned(profile)
+    rounds = [Round(seed, TUNED, plan.student.epochs) for seed in _seeds(profile)]
+    words = "; each with its own training, the teacher vit teaches nobody"
+    return _record("distillation-tuned", words, plan, profile, rounds, "distillation-tuned")
+
+
 def _seeds(profile: Profile) -> tuple[int, ...]:
     return profile.pick(ci=(0,), cpu=(0, 1, 2), gpu=(0, 1, 2))
 
 
 def _record(
-    name: str, more: str, plan: Plan, profile: Profile, parts: Sequence[Round]
+    name: str,
+    more: str,
+    plan: Plan,
+    profile: Profile,
+    parts: Sequence[Round],
+    place: str = "distillation",
 ) -> dict[str, Any]:
-    """Train what `parts` ask for and put together its result; `more` ends its words."""
+    """Train what `parts` ask for and put together its result; `more` ends its words.
+
+    `place` names the folder of the runs, which may serve several results.
+    """
     data = first_images(load_data(plan.student.data), plan.count).to(profile.device)
     ways = arms(len(data.classes))
     runs: dict[str, list[dict[str, Any]]] = {}
-    with experiment_folder("distillation", profile) as folder:
+    with experiment_folder(place, profile) as folder:
         teachers = {
             name: _teach_teacher(config, data, folder / name, profile.device)
             for name, config in plan.teachers.items()
@@ -157,15 +202,16 @@ def _record(
         for name, classes in taught.items()
     }
     curves: dict[str, Any] = {
-        f"val_accuracy_teacher_{name}": [[round(r["val_accuracy"], 4) for r in run["history"]]]
+        f"val_accuracy_teacher_{name}": [_curve(run, "val_accuracy")]
         for name, run in lessons.items()
+        if plan.teachers[name].val_share
     }
     for key, done in runs.items():
         for head in done[0]["accuracy"]:
             values = [run["accuracy"][head] for run in done]
             metrics["_".join(filter(None, ("test_accuracy", key, head)))] = summarize(values)
-        for what in ("val_accuracy", "train_loss"):
-            curves[f"{what}_{key}"] = [[round(r[what], 4) for r in x["history"]] for x in done]
+        for what in ("val_accuracy", "train_loss")[not plan.student.val_share :]:
+            curves[f"{what}_{key}"] = [_curve(run, what) for run in done]
         if "similarity" in done[0]:
             curves[f"token_similarity_{key}"] = [run["similarity"] for run in done]
         metrics[f"seconds_{key}"] = summarize([_seconds(run) for run in done])
@@ -176,8 +222,8 @@ def _record(
             curves[f"disagreement{long}"] = [table.tolist() for _, table in tables]
     words = (
         f"{describe_data(plan.student.data)}: {plan.count:,} training images, "
-        f"{len(labels):,} test images; students {plan.student.model}, {plan.student.epochs} or "
-        f"{plan.long} epochs; teachers "
+        f"{len(labels):,} test images; students {plan.student.model}, {plan.student.epochs}"
+        f"{f' or {plan.long}' if plan.long else ''} epochs; teachers "
         + ", ".join(f"{c.model}, {c.epochs} epochs" for c in plan.teachers.values())
         + more
     )
@@ -237,6 +283,10 @@ def _classify(teacher: Teacher, data: ImageData) -> torch.Tensor:
 
 def _share(classes: torch.Tensor, labels: torch.Tensor) -> float:
     return (classes == labels).double().mean().item()
+
+
+def _curve(run: dict[str, Any], what: str) -> list[float]:
+    return [round(record[what], 4) for record in run["history"]]
 
 
 def _seconds(run: dict[str, Any]) -> float:

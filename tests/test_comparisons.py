@@ -320,23 +320,75 @@ def test_an_arm_weighs_the_soft_term_as_deits_code_does():
         assert (theirs / own).item() == pytest.approx((1 - w) / (1 - ours.weight))
 
 
+@pytest.mark.parametrize("plans", [students.plan_students, students.plan_tuned])
 @each_profile
-def test_students_differ_in_nothing_but_their_teaching(profile):
-    plan = students.plan_students(profile)
+def test_students_differ_in_nothing_but_their_teaching(profile, plans):
+    plan = plans(profile)
     for arm in students.arms(10).values():
-        config = students.configure(plan, arm, 1, plan.long)
+        config = students.configure(plan, arm, 1, epochs := plan.long or 5)
         options = {k: v for k, v in config.model_options.items() if k not in ("distilled", "pool")}
         model = find_config(config.model, **config.model_options)
         assert model.distilled == arm.token and model.pool == "cls"
         same = {"distill": "none", "distill_weight": 0.5, "seed": 0}
-        student = dataclasses.replace(plan.student, epochs=plan.long)
+        student = dataclasses.replace(plan.student, epochs=epochs)
         theirs = {k: v for k, v in student.model_options.items() if k != "pool"}
         assert options == theirs
         changed = dataclasses.replace(config, **same, model_options=student.model_options)
         assert changed == student
     assert plan.teachers["resnet"].model.startswith("resnet")
     assert plan.teachers["vit"].model.startswith("vit")
-    assert plan.long > plan.student.epochs
+    assert plan.long > plan.student.epochs or plans is students.plan_tuned
+
+
+def test_tuned_students_have_what_chapter_8_found_for_their_kind():
+    """The student but for its class token, its teacher but for three times its epochs."""
+    plan, stored = students.plan_tuned(PROFILES[1]), vm.load_result("data-hunger-tuned")
+    size = stored["curves"]["sizes"].index(plan.count)
+    chosen = {model: names[size] for model, names in stored["curves"]["chosen"].items()}
+    assert chosen == students.CHOSEN
+    found = {"vit": plan.student, "resnet": dataclasses.replace(plan.teachers["resnet"], epochs=6)}
+    for model, config in found.items():
+        for name, value in hunger.SETTINGS[model][chosen[model]].items():
+            assert getattr(config, name) == value
+        assert config.flip and not (config.cutmix or config.label_smoothing or config.val_share)
+        options = config.model_options | ({"pool": "mean"} if model == "vit" else {})
+        flops = vm.training_flops(find_config(config.model, **options))
+        spent = stored["metrics"][f"training_flops_{model}_{plan.count}"]["mean"]
+        assert flops * config.epochs * plan.count == spent
+    options = plan.student.model_options
+    assert {**hunger.VIT_OPTIONS, "pool": "cls"}.items() <= options.items()
+    control = plan.teachers["vit"]
+    assert control.seed not in stored["seeds"]
+    assert dataclasses.replace(control, seed=0) == plan.student
+
+
+def test_tuned_students_of_one_teacher(tmp_path, monkeypatch):
+    """In a folder of their own; the ViT beside the teacher teaches nobody."""
+    monkeypatch.chdir(tmp_path)
+    small = students.plan_tuned(CI)
+    monkeypatch.setattr(students, "plan_tuned", lambda _: small)
+    trained, real = {}, students.train
+
+    def train(model, data, config, out, resume, teacher=None):
+        taught = None if teacher is None else teacher.identity()
+        trained[out.name] = (taught, data.train_images.shape[0])
+        return real(model, data, config, out, resume, teacher)
+
+    monkeypatch.setattr(students, "train", train)
+    result = students.distillation_tuned(Profile("cpu", "cpu"))
+    ways = [f"{way}-{seed}" for seed in (0, 1, 2) for way in ("none", "soft", "hard", "token")]
+    assert list(trained) == ["resnet", "vit", *ways]
+    (folder,) = tmp_path.glob("runs/experiments/*")
+    assert folder.name.startswith("distillation-tuned-cpu-")
+    resnet = students.load_teacher(folder / "resnet").identity()
+    for name, (teacher, images) in trained.items():
+        alone = name in ("resnet", "vit") or name.startswith("none")
+        assert teacher == (None if alone else resnet) and images == small.count
+    metrics, curves = result["metrics"], result["curves"]
+    assert len(metrics["test_accuracy_token_both"]["values"]) == 3
+    assert not any(key.startswith("val_accuracy") for key in curves)  # nothing is held out
+    assert len(curves["train_loss_soft"]) == len(curves["disagreement"]) == 3
+    assert "2 epochs; teachers" in result["data"] and " or " not in result["data"]
 
 
 def test_long_experiments_come_in_parts_that_lead_to_the_whole():

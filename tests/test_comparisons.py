@@ -324,11 +324,11 @@ def test_an_arm_weighs_the_soft_term_as_deits_code_does():
 @each_profile
 def test_students_differ_in_nothing_but_their_teaching(profile, plans):
     plan = plans(profile)
-    for arm in students.arms(10).values():
+    for arm in (students.arms(10) | students.MEAN).values():
         config = students.configure(plan, arm, 1, epochs := plan.long or 5)
         options = {k: v for k, v in config.model_options.items() if k not in ("distilled", "pool")}
         model = find_config(config.model, **config.model_options)
-        assert model.distilled == arm.token and model.pool == "cls"
+        assert model.distilled == arm.token and model.pool == (arm.pool or "cls")
         same = {"distill": "none", "distill_weight": 0.5, "seed": 0}
         student = dataclasses.replace(plan.student, epochs=epochs)
         theirs = {k: v for k, v in student.model_options.items() if k != "pool"}
@@ -357,6 +357,8 @@ def test_tuned_students_have_what_chapter_8_found_for_their_kind():
         assert flops * config.epochs * plan.count == spent
     options = plan.student.model_options
     assert {**hunger.VIT_OPTIONS, "pool": "cls"}.items() <= options.items()
+    mean = students.configure(plan, students.MEAN["soft_mean"], 0, plan.student.epochs)
+    assert mean.model_options == options | {"pool": "mean"} and mean.distill == "soft"
     control = plan.teachers["vit"]
     assert control.seed not in stored["seeds"]
     assert dataclasses.replace(control, seed=0) == plan.student
@@ -376,7 +378,7 @@ def test_tuned_students_of_one_teacher(tmp_path, monkeypatch):
 
     monkeypatch.setattr(students, "train", train)
     result = students.distillation_tuned(Profile("cpu", "cpu"))
-    ways = [f"{way}-{seed}" for seed in (0, 1, 2) for way in ("none", "soft", "hard", "token")]
+    ways = [f"{way}-{seed}" for seed in (0, 1, 2) for way in students.TUNED]
     assert list(trained) == ["resnet", "vit", *ways]
     (folder,) = tmp_path.glob("runs/experiments/*")
     assert folder.name.startswith("distillation-tuned-cpu-")

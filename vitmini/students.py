@@ -27,19 +27,26 @@ from vitmini.train import build_model, train
 
 TOKEN = {"distilled": True, "pool": "cls"}
 LONG = ("none", "token")  # what is trained for long, too
-TUNED = ("none", "soft", "hard", "token")  # the ways of `distillation_tuned`
+TUNED = ("none", "soft", "hard", "token", "soft_mean")  # the ways of `distillation_tuned`
 # Which of chapter 8's `SETTINGS` its held-out images chose, with as many images as here.
 CHOSEN = {"vit": "muon_0.003", "resnet": "sgd_1"}
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to teach: whose, how, with a distillation token or without. Chapter: 10."""
+    """One way to teach: whose, how, with a distillation token or without. Chapter: 10.
+
+    `pool` is the student's own where None.
+    """
 
     teacher: str | None
     distill: str = "none"
     weight: float = 0.5
     token: bool = False
+    pool: str | None = None
+
+
+MEAN = {"soft_mean": Arm("resnet", "soft", pool="mean")}  # an arm of `distillation_tuned` alone
 
 
 def arms(num_classes: int) -> dict[str, Arm]:
@@ -151,8 +158,9 @@ def distillation_long(profile: Profile) -> dict[str, Any]:
 def distillation_tuned(profile: Profile) -> dict[str, Any]:
     """Teach a well trained ViT by a well trained ResNet, softly, hard, by a token. Chapter: 10.
 
-    Does a teacher still help a student that is trained as well as we can? The CPU's plan on any
-    device. Keys are those of `distillation`.
+    Does a teacher still help a student that is trained as well as we can? Students read their
+    class token, and "soft_mean" the mean of the patches: `data_hunger_tuned` has its twin without
+    a teacher. The CPU's plan on any device. Keys are those of `distillation`.
     """
     plan = plan_tuned(profile)
     rounds = [Round(seed, TUNED, plan.student.epochs) for seed in _seeds(profile)]
@@ -178,6 +186,7 @@ def _record(
     """
     data = first_images(load_data(plan.student.data), plan.count).to(profile.device)
     ways = arms(len(data.classes))
+    known = ways | MEAN
     runs: dict[str, list[dict[str, Any]]] = {}
     with experiment_folder(place, profile) as folder:
         teachers = {
@@ -188,7 +197,7 @@ def _record(
         lessons = {name: _read_history(folder / name) for name in teachers}
         for part in parts:
             for way in part.names or ways:
-                arm, key = ways[way], way + "_long" * (part.epochs == plan.long)
+                arm, key = known[way], way + "_long" * (part.epochs == plan.long)
                 config = configure(plan, arm, part.seed, part.epochs)
                 teacher = None if arm.teacher is None else teachers[arm.teacher]
                 path = folder / f"{key}-{part.seed}.json"
@@ -235,6 +244,7 @@ def _record(
 def configure(plan: Plan, arm: Arm, seed: int, epochs: int) -> TrainConfig:
     """Give the recipe of one student. Chapter: 10."""
     options = plan.student.model_options | (TOKEN if arm.token else {})
+    options |= {} if arm.pool is None else {"pool": arm.pool}
     student = replace(plan.student, distill=arm.distill, distill_weight=arm.weight)
     return replace(student, model_options=options, seed=seed, epochs=epochs)
 

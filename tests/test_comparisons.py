@@ -273,7 +273,8 @@ def test_distillation_runs_in_seconds(tmp_path, monkeypatch):
 def test_teachers_alone_have_a_result_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(students, "_seconds", lambda _: 1.5)
     result = rehearse("distillation-teachers", tmp_path, monkeypatch)
-    assert set(result["metrics"]) == {"test_accuracy_teacher_resnet", "test_accuracy_teacher_vit"}
+    told = {"test_accuracy_teacher", "train_accuracy_teacher"}
+    assert set(result["metrics"]) == {f"{k}_{name}" for k in told for name in ("resnet", "vit")}
     assert result["seconds"] == 3 and result["seeds"] == [0]
     for name in ("resnet", "vit"):  # by which one may choose, unlike the test images
         ((value,),) = result["curves"][f"val_accuracy_teacher_{name}"]
@@ -364,6 +365,23 @@ def test_tuned_students_have_what_chapter_8_found_for_their_kind():
     assert dataclasses.replace(control, seed=0) == plan.student
 
 
+def test_a_teacher_is_asked_about_the_pictures_that_students_see(digits):
+    """The label's decision on the originals, and, where crops move all away, a guess."""
+    few = first_images(digits, 100)
+
+    class Known(torch.nn.Module):
+        def forward(self, images):
+            known = few.normalize(few.train_images).flatten(1)
+            return torch.eye(10)[few.train_labels[torch.cdist(images.flatten(1), known).argmin(1)]]
+
+    teacher = vm.Teacher(Known(), few.mean, few.std)
+    still = dataclasses.replace(students.plan_tuned(CI).student, crop=0, flip=False)
+    assert students._repeat_labels(teacher, few, still) == 1
+    mixed = dataclasses.replace(still, cutmix=1.0)
+    assert students._repeat_labels(teacher, few, mixed) == 1
+    assert students._repeat_labels(teacher, few, dataclasses.replace(still, crop=3)) < 0.8
+
+
 def test_tuned_students_of_one_teacher(tmp_path, monkeypatch):
     """In a folder of their own; the ViT beside the teacher teaches nobody."""
     monkeypatch.chdir(tmp_path)
@@ -388,6 +406,8 @@ def test_tuned_students_of_one_teacher(tmp_path, monkeypatch):
         assert teacher == (None if alone else resnet) and images == small.count
     metrics, curves = result["metrics"], result["curves"]
     assert len(metrics["test_accuracy_token_both"]["values"]) == 3
+    told = metrics["train_accuracy_teacher_resnet"]["mean"]
+    assert told > metrics["train_accuracy_teacher_vit"]["mean"]
     assert not any(key.startswith("val_accuracy") for key in curves)  # nothing is held out
     assert len(curves["train_loss_soft"]) == len(curves["disagreement"]) == 3
     assert "2 epochs; teachers" in result["data"] and " or " not in result["data"]

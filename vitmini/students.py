@@ -23,7 +23,7 @@ from vitmini.profiles import Profile
 from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import experiment_folder, first_rounds, keep, new_result, summarize
 from vitmini.runs import load_teacher
-from vitmini.train import build_model, train
+from vitmini.train import build_model, prepare_batch, train
 
 TOKEN = {"distilled": True, "pool": "cls"}
 LONG = ("none", "token")  # what is trained for long, too
@@ -194,6 +194,7 @@ def _record(
             for name, config in plan.teachers.items()
         }
         taught = {name: _classify(teacher, data) for name, teacher in teachers.items()}
+        repeats = {name: _repeat_labels(t, data, plan.student) for name, t in teachers.items()}
         lessons = {name: _read_history(folder / name) for name in teachers}
         for part in parts:
             for way in part.names or ways:
@@ -210,6 +211,7 @@ def _record(
         f"test_accuracy_teacher_{name}": summarize([_share(classes, labels)])
         for name, classes in taught.items()
     }
+    metrics |= {f"train_accuracy_teacher_{k}": summarize([v]) for k, v in repeats.items()}
     curves: dict[str, Any] = {
         f"val_accuracy_teacher_{name}": [_curve(run, "val_accuracy")]
         for name, run in lessons.items()
@@ -289,6 +291,21 @@ def _classify(teacher: Teacher, data: ImageData) -> torch.Tensor:
     parts = data.test_images.split(1000)
     answers = (teacher(data.normalize(part), data.mean, data.std) for part in parts)
     return torch.cat([logits.argmax(dim=1).cpu() for logits in answers])
+
+
+def _repeat_labels(teacher: Teacher, data: ImageData, config: TrainConfig) -> float:
+    """How often a teacher decides as the label says, on training images as students see them.
+
+    Each image once, changed as `config` says, but not mixed with others.
+    """
+    config = replace(config, mixup=0.0, cutmix=0.0)
+    generator = torch.Generator(data.train_images.device).manual_seed(config.seed)
+    same = 0
+    for batch in zip(data.train_images.split(1000), data.train_labels.split(1000), strict=True):
+        images, labels = prepare_batch(data, *batch, config, generator)
+        decided = teacher(images, data.mean, data.std).argmax(dim=1)
+        same += int((decided == labels).sum())
+    return same / len(data.train_labels)
 
 
 def _share(classes: torch.Tensor, labels: torch.Tensor) -> float:

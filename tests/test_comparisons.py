@@ -325,7 +325,7 @@ def test_an_arm_weighs_the_soft_term_as_deits_code_does():
 @each_profile
 def test_students_differ_in_nothing_but_their_teaching(profile, plans):
     plan = plans(profile)
-    for arm in (students.arms(10) | students.MEAN).values():
+    for arm in students.arms(10).values():
         config = students.configure(plan, arm, 1, epochs := plan.long or 5)
         options = {k: v for k, v in config.model_options.items() if k not in ("distilled", "pool")}
         model = find_config(config.model, **config.model_options)
@@ -347,7 +347,9 @@ def test_tuned_students_have_what_chapter_8_found_for_their_kind():
     size = stored["curves"]["sizes"].index(plan.count)
     chosen = {model: names[size] for model, names in stored["curves"]["chosen"].items()}
     assert chosen == students.CHOSEN
-    found = {"vit": plan.student, "resnet": dataclasses.replace(plan.teachers["resnet"], epochs=6)}
+    third = dataclasses.replace(resnet := plan.teachers["resnet"], epochs=resnet.epochs // 3)
+    assert resnet.epochs == 3 * third.epochs
+    found = {"vit": plan.student, "resnet": third}
     for model, config in found.items():
         for name, value in hunger.SETTINGS[model][chosen[model]].items():
             assert getattr(config, name) == value
@@ -358,7 +360,7 @@ def test_tuned_students_have_what_chapter_8_found_for_their_kind():
         assert flops * config.epochs * plan.count == spent
     options = plan.student.model_options
     assert {**hunger.VIT_OPTIONS, "pool": "cls"}.items() <= options.items()
-    mean = students.configure(plan, students.MEAN["soft_mean"], 0, plan.student.epochs)
+    mean = students.configure(plan, students.arms(10)["soft_mean"], 0, plan.student.epochs)
     assert mean.model_options == options | {"pool": "mean"} and mean.distill == "soft"
     control = plan.teachers["vit"]
     assert control.seed not in stored["seeds"]

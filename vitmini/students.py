@@ -26,8 +26,10 @@ from vitmini.runs import load_teacher
 from vitmini.train import build_model, prepare_batch, train
 
 TOKEN = {"distilled": True, "pool": "cls"}
-LONG = ("none", "token")  # what is trained for long, too
-TUNED = ("none", "soft", "hard", "token", "soft_mean")  # the ways of `distillation_tuned`
+# The `arms` of each experiment; two are trained for long, too.
+EACH = ("none", "soft", "soft_of_deits_code", "hard", "token", "token_of_vit")
+LONG = ("none", "token")
+TUNED = ("none", "soft", "hard", "token", "soft_mean")
 # Which of chapter 8's `SETTINGS` its held-out images chose, with as many images as here.
 CHOSEN = {"vit": "muon_0.003", "resnet": "sgd_1"}
 
@@ -46,9 +48,6 @@ class Arm:
     pool: str | None = None
 
 
-MEAN = {"soft_mean": Arm("resnet", "soft", pool="mean")}  # an arm of `distillation_tuned` alone
-
-
 def arms(num_classes: int) -> dict[str, Arm]:
     """What Touvron et al. 2021 compare in Tables 2 and 3, and what their code did for "soft".
 
@@ -63,6 +62,7 @@ def arms(num_classes: int) -> dict[str, Arm]:
         "hard": Arm("resnet", "hard"),
         "token": Arm("resnet", "hard", token=True),
         "token_of_vit": Arm("vit", "hard", token=True),
+        "soft_mean": Arm("resnet", "soft", pool="mean"),
     }
 
 
@@ -81,13 +81,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Round:
-    """What is trained together: these arms (None: all), with one seed, for so many epochs.
-
-    Chapter: 10
-    """
+    """What is trained together: these arms, with one seed, for so many epochs. Chapter: 10."""
 
     seed: int
-    names: tuple[str, ...] | None
+    names: tuple[str, ...]
     epochs: int
 
 
@@ -124,11 +121,12 @@ def plan_tuned(profile: Profile) -> Plan:
         config = configure_hunger(hunger, model, "weak", seed, epochs)
         return replace(config, **SETTINGS[model][CHOSEN[model]])
 
-    epochs, seed = (2, 1) if small else (37, len(_seeds(profile)))  # 37: the ViT's in chapter 8
+    epochs = 2 if small else 37  # the ViT's in chapter 8
     options = hunger.models["vit"][1] | VIT_OPTIONS | {"pool": "cls"}
     student = replace(tune("vit", 0, epochs), model_options=options)
     resnet = tune("resnet", 0, 3 * hunger.recipe.epochs)
-    return Plan({"resnet": resnet, "vit": replace(student, seed=seed)}, student, hunger.sizes[-1])
+    control = replace(student, seed=len(_seeds(profile)))
+    return Plan({"resnet": resnet, "vit": control}, student, hunger.sizes[-1])
 
 
 def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
@@ -139,7 +137,7 @@ def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
     teachers alone. What was trained before is not trained again.
     """
     plan = plan_students(profile)
-    each = [Round(seed, None, plan.student.epochs) for seed in _seeds(profile)]
+    each = [Round(seed, EACH, plan.student.epochs) for seed in _seeds(profile)]
     whole = [*each, Round(0, LONG, plan.long)]
     name, words, parts = first_rounds("distillation", whole, rounds, none="teachers")
     return _record(name, words, plan, profile, parts)
@@ -186,7 +184,6 @@ def _record(
     """
     data = first_images(load_data(plan.student.data), plan.count).to(profile.device)
     ways = arms(len(data.classes))
-    known = ways | MEAN
     runs: dict[str, list[dict[str, Any]]] = {}
     with experiment_folder(place, profile) as folder:
         teachers = {
@@ -197,8 +194,8 @@ def _record(
         repeats = {name: _repeat_labels(t, data, plan.student) for name, t in teachers.items()}
         lessons = {name: _read_history(folder / name) for name in teachers}
         for part in parts:
-            for way in part.names or ways:
-                arm, key = known[way], way + "_long" * (part.epochs == plan.long)
+            for way in part.names:
+                arm, key = ways[way], way + "_long" * (part.epochs == plan.long)
                 config = configure(plan, arm, part.seed, part.epochs)
                 teacher = None if arm.teacher is None else teachers[arm.teacher]
                 path = folder / f"{key}-{part.seed}.json"
@@ -215,14 +212,15 @@ def _record(
     curves: dict[str, Any] = {
         f"val_accuracy_teacher_{name}": [_curve(run, "val_accuracy")]
         for name, run in lessons.items()
-        if plan.teachers[name].val_share
+        if "val_accuracy" in run["history"][0]
     }
     for key, done in runs.items():
         for head in done[0]["accuracy"]:
             values = [run["accuracy"][head] for run in done]
             metrics["_".join(filter(None, ("test_accuracy", key, head)))] = summarize(values)
-        for what in ("val_accuracy", "train_loss")[not plan.student.val_share :]:
-            curves[f"{what}_{key}"] = [_curve(run, what) for run in done]
+        for what in ("val_accuracy", "train_loss"):
+            if what in done[0]["history"][0]:
+                curves[f"{what}_{key}"] = [_curve(run, what) for run in done]
         if "similarity" in done[0]:
             curves[f"token_similarity_{key}"] = [run["similarity"] for run in done]
         metrics[f"seconds_{key}"] = summarize([_seconds(run) for run in done])

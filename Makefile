@@ -69,7 +69,7 @@ notebooks: $(INSTALLED)
 	$(BIN)/python book/draw.py
 	$(BIN)/python book/generate.py
 
-RESULTS := train-digits patch-size-digits pooling-digits attention-digits norm-digits attention-cost-cpu model-speed-cpu throughput-cpu positions-cifar10 initialisation-cifar10 patch-size-cifar10 learning-rate-cifar10 optimizer-cifar10 augmentation-cifar10 equal-images-cifar10 ingredients-cifar10 train-cifar10-mini data-hunger data-hunger-compute data-hunger-whole data-hunger-tuned distillation distillation-long distillation-tuned position-growth resolution siblings
+RESULTS := train-digits patch-size-digits pooling-digits attention-digits norm-digits attention-cost-cpu model-speed-cpu throughput-cpu positions-cifar10 initialisation-cifar10 patch-size-cifar10 learning-rate-cifar10 optimizer-cifar10 augmentation-cifar10 equal-images-cifar10 ingredients-cifar10 train-cifar10-mini data-hunger data-hunger-compute data-hunger-whole data-hunger-tuned distillation distillation-long distillation-tuned distillation-better-teacher distillation-better-student position-growth resolution siblings
 results: $(INSTALLED)
 	for name in $(RESULTS); do VITMINI_PROFILE=cpu $(BIN)/python -m vitmini experiment $$name || exit 1; done
 

@@ -33,7 +33,13 @@ from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import code_version, new_result, summarize
 from vitmini.siblings import siblings
 from vitmini.speedrun import speedrun, startup, throughput, throughput_cpu, train_cifar10
-from vitmini.students import distillation, distillation_long, distillation_tuned
+from vitmini.students import (
+    distillation,
+    distillation_better_student,
+    distillation_better_teacher,
+    distillation_long,
+    distillation_tuned,
+)
 from vitmini.train import split_validation, train
 
 History = list[dict[str, float]]
@@ -510,6 +516,8 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "distillation": distillation,
     "distillation-long": distillation_long,
     "distillation-tuned": distillation_tuned,
+    "distillation-better-teacher": distillation_better_teacher,
+    "distillation-better-student": distillation_better_student,
     "position-growth": position_growth,
     "resolution": resolution,
     "siblings": siblings,

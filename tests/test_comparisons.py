@@ -415,6 +415,68 @@ def test_tuned_students_of_one_teacher(tmp_path, monkeypatch):
     assert "2 epochs; teachers" in result["data"] and " or " not in result["data"]
 
 
+@pytest.mark.parametrize("better", ["teacher", "student"])
+@each_profile
+def test_a_crossed_pair_is_one_of_each_kind(profile, better):
+    """Nothing else is new: its twins are those that were measured before."""
+    plan = students.plan_crossed(profile, better)
+    profile = profile if profile.name == "ci" else Profile("cpu", profile.device)
+    first, tuned = students.plan_students(profile), students.plan_tuned(profile)
+    teacher, student = (tuned, first) if better == "teacher" else (first, tuned)
+    assert teacher.teachers["resnet"] != student.teachers["resnet"]
+    assert plan.teachers == {"resnet": teacher.teachers["resnet"]}
+    assert plan.student == student.student and plan.count == student.count
+    assert bool(plan.long) == (better == "student")
+    assert profile.name == "ci" or teacher.count == plan.count
+
+
+def test_the_better_student_is_trained_alone_for_a_taught_ones_time():
+    plan, stored = (
+        students.plan_crossed(PROFILES[1], "student"),
+        vm.load_result("distillation-tuned"),
+    )
+    taught, alone = (stored["metrics"][f"seconds_{way}"]["mean"] for way in ("soft", "none"))
+    assert plan.long == round(plan.student.epochs * taught / alone)
+
+
+def test_better_is_one_of_two():
+    with pytest.raises(ValueError, match=r"^better must be teacher or student; got 'both'$"):
+        students.plan_crossed(CI, "both")
+
+
+@pytest.mark.parametrize("better", ["teacher", "student"])
+def test_crossed_pairs(better, tmp_path, monkeypatch):
+    """Both ways with the one teacher, over all seeds; only the student alone is long."""
+    monkeypatch.chdir(tmp_path)
+    small = students.plan_crossed(CI, better)
+    monkeypatch.setattr(students, "plan_crossed", lambda *_: small)
+    trained, real = {}, students.train
+
+    def train(model, data, config, out, resume, teacher=None):
+        trained[out.name] = (config.epochs, None if teacher is None else teacher.identity())
+        return real(model, data, config, out, resume, teacher)
+
+    monkeypatch.setattr(students, "train", train)
+    result = EXPERIMENTS[f"distillation-better-{better}"](Profile("cpu", "cpu"))
+    (folder,) = tmp_path.glob("runs/experiments/*")
+    assert folder.name.startswith(f"distillation-better-{better}-cpu-")
+    resnet, epochs = students.load_teacher(folder / "resnet").identity(), small.student.epochs
+    expected = {f"{way}-{s}": (epochs, resnet) for s in (0, 1, 2) for way in ("soft", "token")}
+    if better == "student":
+        expected |= {f"none_long-{s}": (small.long, None) for s in (0, 1, 2)}
+    assert trained.pop("resnet") == (small.teachers["resnet"].epochs, None)
+    assert trained == expected
+    metrics = result["metrics"]
+    heads = ["soft", "token_class", "token_distil", "token_both"]
+    heads += ["none_long"] * (better == "student")
+    keys = {k for k in metrics if k.startswith("test_accuracy") and "teacher" not in k}
+    assert keys == {f"test_accuracy_{head}" for head in heads}
+    assert all(len(metrics[key]["values"]) == 3 for key in keys)
+    assert result["name"] == f"distillation-better-{better}"
+    assert not any(key.startswith("disagreement") for key in result["curves"])  # no twin here
+    assert (" or 3 epochs" in result["data"]) == (better == "student")
+
+
 def test_long_experiments_come_in_parts_that_lead_to_the_whole():
     import gpu
 

@@ -23,7 +23,7 @@ from unittest import mock
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
 CUDA, CPU = torch.device("cuda:0"), torch.device("cpu")
 WAITS: Counter[str] = Counter()
@@ -70,8 +70,7 @@ class OnCuda(torch.Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         """Compute on the CPU what all its tensors on the device are asked for."""
         kwargs = kwargs or {}
-        flat, spec = tree_flatten((args, kwargs))
-        others = [x for x in flat if _is_plain(x)]
+        others = [x for x in _leaves((args, kwargs)) if _is_plain(x)]
         if torch.Tag.pointwise in func.tags and not (
             func is aten.where.self and _is_plain(args[0])
         ):
@@ -87,14 +86,37 @@ class OnCuda(torch.Tensor):
         if others or func is aten._local_scalar_dense.default:
             WAITS[str(func)] += 1
         RAN[str(func)] += 1
-        a, k = tree_unflatten([inside(x) for x in flat], spec)
-        out = tree_map(lambda x: OnCuda(x) if _is_plain(x) else x, func(*a, **k))
+        out = _each(_outside, func(*_each(inside, args), **_each(inside, kwargs)))
         return return_and_correct_aliasing(func, args, kwargs, out)
 
 
 def inside(x):
     """Give a tensor's numbers without its device; anything else as it is."""
     return x.inner if isinstance(x, OnCuda) else x
+
+
+def _outside(x):
+    return OnCuda(x) if _is_plain(x) else x
+
+
+def _leaves(x) -> Iterator:
+    """What lists, tuples and dictionaries hold, however deep: PyTorch's own way takes long."""
+    if isinstance(x, list | tuple):
+        for part in x:
+            yield from _leaves(part)
+    elif isinstance(x, dict):
+        yield from _leaves(list(x.values()))
+    else:
+        yield x
+
+
+def _each(change, x):
+    """Change what lists, tuples and dictionaries hold, and keep their form."""
+    if type(x) in (list, tuple):
+        return type(x)([_each(change, part) for part in x])
+    if type(x) is dict:
+        return {key: _each(change, part) for key, part in x.items()}
+    return tree_map(change, x) if isinstance(x, list | tuple | dict) else change(x)
 
 
 def _is_plain(x) -> bool:
@@ -138,8 +160,8 @@ class _Functions(TorchFunctionMode):
             if isinstance(args[0], OnCuda) and of in (torch.Tensor.device, torch.Tensor.is_cuda):
                 return CUDA if of is torch.Tensor.device else True
             return func(*args, **kwargs)
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)]
-        ours, device = any(isinstance(x, OnCuda) for x in tensors), kwargs.get("device")
+        ours = any(isinstance(x, OnCuda) for x in _leaves((args, kwargs)))
+        device = kwargs.get("device")
         generators = [x for x in (*args, *kwargs.values()) if isinstance(x, _RealGenerator)]
         for generator in generators:
             if getattr(generator, "on_cuda", False) != (_is_cuda(device) or ours):
@@ -156,12 +178,12 @@ class _Functions(TorchFunctionMode):
         if _is_cuda(device):
             kwargs["device"] = "cpu"
             wanted = kwargs.pop("requires_grad", False)
-            out = func(*tree_map(inside, args), **tree_map(inside, kwargs))
-            return tree_map(
+            out = func(*_each(inside, args), **_each(inside, kwargs))
+            return _each(
                 lambda x: OnCuda(x.detach()).requires_grad_(wanted) if _is_plain(x) else x, out
             )
         if device is not None and ours:
-            return func(*tree_map(inside, args), **tree_map(inside, kwargs))
+            return func(*_each(inside, args), **_each(inside, kwargs))
         return func(*args, **kwargs)
 
     @staticmethod
@@ -191,11 +213,7 @@ class _Generator(_RealGenerator):
 
 def _plain_load(load, *args, map_location=None, **kwargs):
     found = load(*args, map_location="cpu", **kwargs)
-    return (
-        tree_map(lambda x: OnCuda(x) if _is_plain(x) else x, found)
-        if _is_cuda(map_location)
-        else found
-    )
+    return tree_map(_outside, found) if _is_cuda(map_location) else found
 
 
 def _group(lists, with_indices=False):

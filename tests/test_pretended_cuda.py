@@ -54,6 +54,16 @@ def run(config, data, device, **more):
 # The pretence ------------------------------------------------------------------------------------
 
 
+def test_what_an_operation_gives_keeps_its_form_and_lies_on_the_device():
+    with pretended_cuda():
+        x = torch.arange(6.0, device="cuda").reshape(2, 3)
+        largest, (q, r), parts = x.max(dim=1), torch.linalg.qr(x), x.split(1)
+        assert type(largest) is torch.return_types.max and type(parts) is tuple
+        assert {t.device for t in (*largest, q, r, *parts, torch.stack(list(parts)))} == {CUDA}
+        with pytest.raises(RuntimeError, match="expected all tensors on cuda:0"):
+            torch.stack([parts[0], torch.ones(1, 3)])  # in a list, too
+
+
 def test_the_pretence_refuses_what_cuda_refuses():
     with pretended_cuda():
         on, off = torch.arange(6.0, device="cuda"), torch.arange(6.0)

@@ -331,6 +331,8 @@ def test_students_differ_in_nothing_but_their_teaching(profile, plans):
         model = find_config(config.model, **config.model_options)
         assert model.distilled == arm.token and model.pool == (arm.pool or "cls")
         same = {"distill": "none", "distill_weight": 0.5, "seed": 0}
+        assert config.label_smoothing == plan.student.label_smoothing + arm.smoothing
+        same["label_smoothing"] = plan.student.label_smoothing
         student = dataclasses.replace(plan.student, epochs=epochs)
         theirs = {k: v for k, v in student.model_options.items() if k != "pool"}
         assert options == theirs
@@ -463,12 +465,13 @@ def test_crossed_pairs(better, tmp_path, monkeypatch):
     resnet, epochs = students.load_teacher(folder / "resnet").identity(), small.student.epochs
     expected = {f"{way}-{s}": (epochs, resnet) for s in (0, 1, 2) for way in ("soft", "token")}
     if better == "student":
+        expected |= {f"smoothed-{s}": (epochs, None) for s in (0, 1, 2)}
         expected |= {f"none_long-{s}": (small.long, None) for s in (0, 1, 2)}
     assert trained.pop("resnet") == (small.teachers["resnet"].epochs, None)
     assert trained == expected
     metrics = result["metrics"]
     heads = ["soft", "token_class", "token_distil", "token_both"]
-    heads += ["none_long"] * (better == "student")
+    heads += ["smoothed", "none_long"] * (better == "student")
     keys = {k for k in metrics if k.startswith("test_accuracy") and "teacher" not in k}
     assert keys == {f"test_accuracy_{head}" for head in heads}
     assert all(len(metrics[key]["values"]) == 3 for key in keys)

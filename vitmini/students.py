@@ -39,7 +39,7 @@ CHOSEN = {"vit": "muon_0.003", "resnet": "sgd_1"}
 class Arm:
     """One way to teach: whose, how, with a distillation token or without. Chapter: 10.
 
-    `pool` is the student's own where None.
+    `pool` is the student's own where None. `smoothing` is added to its recipe's.
     """
 
     teacher: str | None
@@ -47,6 +47,7 @@ class Arm:
     weight: float = 0.5
     token: bool = False
     pool: str | None = None
+    smoothing: float = 0.0
 
 
 def arms(num_classes: int) -> dict[str, Arm]:
@@ -64,6 +65,7 @@ def arms(num_classes: int) -> dict[str, Arm]:
         "token": Arm("resnet", "hard", token=True),
         "token_of_vit": Arm("vit", "hard", token=True),
         "soft_mean": Arm("resnet", "soft", pool="mean"),
+        "smoothed": Arm(None, smoothing=0.1),
     }
 
 
@@ -196,14 +198,16 @@ def distillation_better_teacher(profile: Profile) -> dict[str, Any]:
 def distillation_better_student(profile: Profile) -> dict[str, Any]:
     """Teach the student of `distillation_tuned` by the ResNet of `distillation`. Chapter: 10.
 
-    Alone it is trained for the time that a taught one takes. Else as the one before.
+    Alone it is trained for the time that a taught one takes, too, and once with smoothed labels,
+    which are soft without a teacher. Else as the one before.
     """
     return _cross("student", profile, "; the student with its own training")
 
 
 def _cross(better: str, profile: Profile, words: str) -> dict[str, Any]:
     plan = plan_crossed(profile, better)
-    rounds = [Round(seed, CROSSED, plan.student.epochs) for seed in _seeds(profile)]
+    names = (*CROSSED, "smoothed") if better == "student" else CROSSED
+    rounds = [Round(seed, names, plan.student.epochs) for seed in _seeds(profile)]
     if plan.long:
         rounds += [Round(seed, ("none",), plan.long) for seed in _seeds(profile)]
     name = f"distillation-better-{better}"
@@ -291,7 +295,9 @@ def configure(plan: Plan, arm: Arm, seed: int, epochs: int) -> TrainConfig:
     """Give the recipe of one student. Chapter: 10."""
     options = plan.student.model_options | (TOKEN if arm.token else {})
     options |= {} if arm.pool is None else {"pool": arm.pool}
+    smoothing = plan.student.label_smoothing + arm.smoothing
     student = replace(plan.student, distill=arm.distill, distill_weight=arm.weight)
+    student = replace(student, label_smoothing=smoothing)
     return replace(student, model_options=options, seed=seed, epochs=epochs)
 
 

@@ -204,8 +204,8 @@ class Visit:
     def fold(self, opened: bool) -> None:
         self.page.evaluate("opened => look.fold(opened)", opened)
 
-    def axe(self, *only: str) -> list[str]:
-        """What axe finds that is serious or critical; where given, by these of its rules only."""
+    def axe(self) -> list[str]:
+        """What axe finds that is serious or critical."""
         if not self.page.evaluate("'axe' in window"):
             self.page.evaluate(_axe())
             # for thousands of words, half a minute a page: one word of each look is enough
@@ -216,8 +216,6 @@ class Visit:
         rules = {"target-size": {"enabled": True}}
         # axe would load the style sheets again, and look for what they import in the wrong place
         options = {"resultTypes": ["violations"], "rules": rules, "preload": False}
-        if only:
-            options |= {"runOnly": {"type": "rule", "values": only}, "rules": {}}
         found = self.page.evaluate("options => axe.run(document, options)", options)["violations"]
         return [
             f"{v['id']} ({v['impact']}): {node['target']} {node['html'][:100]}"

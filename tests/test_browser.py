@@ -18,7 +18,6 @@ from test_book import HTML, PAGES
 
 PHONE, DESK = 390, 1280
 SECOND = 1000  # milliseconds
-OF_COLOURS = ("color-contrast", "link-in-text-block")  # all that axe's defaults have of them
 # bytes over the line on a first visit: with all pictures; and of what pages have in common
 WHOLE_PAGE, SHARED = 2_000_000, 1_000_000
 
@@ -104,16 +103,11 @@ def test_nothing_scrolls_sideways_but_what_has_its_own_scroll_bar(visit):
     assert visit.page.evaluate("look.cutOff()") == []
 
 
-def test_axe_finds_nothing_serious(desk):
-    desk.prefer("light")
+@each_scheme
+def test_axe_finds_nothing_serious(desk, scheme):
+    desk.prefer(scheme)
     desk.fold(True)
     assert desk.axe() == []
-
-
-def test_axe_finds_nothing_serious_in_the_colours_of_dark_mode(desk):
-    desk.prefer("dark")  # which changes nothing else, and all rules take four seconds a page
-    desk.fold(True)
-    assert desk.axe(*OF_COLOURS) == []
 
 
 def test_axe_finds_nothing_serious_on_a_phone(phone):
@@ -499,12 +493,6 @@ def test_axe_finds_a_fault(faulty, rule, html):
     faulty.prefer("light")
     plant(faulty, html)
     assert rule in {finding.split()[0] for finding in faulty.axe()}
-
-
-def test_axe_finds_a_fault_of_colours_alone_in_dark_mode(faulty):
-    faulty.prefer("dark")
-    plant(faulty, '<input type="range"><p style="color:#444;background:#000">grey on black</p>')
-    assert {finding.split()[0] for finding in faulty.axe(*OF_COLOURS)} == {"color-contrast"}
 
 
 def test_a_picture_that_drowns_in_the_dark_is_found(faulty):

@@ -206,10 +206,9 @@ def distillation_better_student(profile: Profile) -> dict[str, Any]:
 
 def _cross(better: str, profile: Profile, words: str) -> dict[str, Any]:
     plan = plan_crossed(profile, better)
-    names = (*CROSSED, "smoothed") if better == "student" else CROSSED
+    names = (*CROSSED, "smoothed") if plan.long else CROSSED
     rounds = [Round(seed, names, plan.student.epochs) for seed in _seeds(profile)]
-    if plan.long:
-        rounds += [Round(seed, ("none",), plan.long) for seed in _seeds(profile)]
+    rounds += [Round(seed, ("none",), plan.long) for seed in _seeds(profile) if plan.long]
     name = f"distillation-better-{better}"
     return _record(name, words, plan, profile, rounds, name)
 
@@ -276,9 +275,9 @@ def _record(
         if not {f"none{long}", f"token{long}"} <= runs.keys():
             continue
         pairs = zip(runs[f"none{long}"], runs[f"token{long}"], strict=True)
-        if tables := [_disagree(labels, taught, *pair) for pair in pairs]:
-            curves["disagreement_names"] = list(tables[0][0])
-            curves[f"disagreement{long}"] = [table.tolist() for _, table in tables]
+        tables = [_disagree(labels, taught, *pair) for pair in pairs]
+        curves["disagreement_names"] = list(tables[0][0])
+        curves[f"disagreement{long}"] = [table.tolist() for _, table in tables]
     words = (
         f"{describe_data(plan.student.data)}: {plan.count:,} training images, "
         f"{len(labels):,} test images; students {plan.student.model}, {plan.student.epochs}"
@@ -297,8 +296,8 @@ def configure(plan: Plan, arm: Arm, seed: int, epochs: int) -> TrainConfig:
     options |= {} if arm.pool is None else {"pool": arm.pool}
     smoothing = plan.student.label_smoothing + arm.smoothing
     student = replace(plan.student, distill=arm.distill, distill_weight=arm.weight)
-    student = replace(student, label_smoothing=smoothing)
-    return replace(student, model_options=options, seed=seed, epochs=epochs)
+    student = replace(student, model_options=options, label_smoothing=smoothing)
+    return replace(student, seed=seed, epochs=epochs)
 
 
 def _teach_teacher(config: TrainConfig, data: ImageData, out: Path, device: str) -> Teacher:

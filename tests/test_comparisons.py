@@ -193,6 +193,32 @@ def test_held_out_images_choose_each_models_setting(capsys, monkeypatch, digits)
     assert "init" not in resnet.model_options
 
 
+def test_the_hybrid_chooses_among_the_vits_settings(monkeypatch):
+    """With its positions, start and pooling, and with its share of the epochs."""
+    two = {name: hunger.SETTINGS["hybrid"][name] for name in ("adamw_0.002", "muon_0.003")}
+    assert hunger.SETTINGS["hybrid"] == hunger.SETTINGS["vit"]
+    monkeypatch.setattr(hunger, "SETTINGS", {"hybrid": two})
+    trained, train = [], hunger.train
+
+    def watch(model, data, config, *rest, **more):
+        trained.append(config)
+        return train(model, data, config, *rest, **more)
+
+    monkeypatch.setattr(hunger, "train", watch)
+    result = EXPERIMENTS["data-hunger-tuned-hybrid"](CI)
+    assert result["name"] == "data-hunger-tuned-hybrid"
+    assert list(result["curves"]["chosen"]) == ["hybrid"] and len(trained) == 5
+    plan = hunger.plan_hunger(CI)
+    (epochs,) = hunger._equal_epochs(plan, hunger._flops_of(plan), "hybrid")
+    for config in trained:
+        assert (config.model, config.epochs) == ("hybrid_mini", epochs)
+        assert hunger.VIT_OPTIONS.items() <= config.model_options.items()
+    assert [config.optimizer for config in trained[:2]] == ["adamw", "muon"]
+    assert {key for key in result["metrics"] if key.startswith("test_accuracy")} == {
+        f"test_accuracy_hybrid_{size}" for size in (40, 120, 240)
+    }
+
+
 def kept(monkeypatch, tmp_path, module, plan):
     """A profile whose parts are kept, with the settings of the smallest one."""
     monkeypatch.chdir(tmp_path)
@@ -478,6 +504,51 @@ def test_crossed_pairs(better, tmp_path, monkeypatch):
     assert result["name"] == f"distillation-better-{better}"
     assert not any(key.startswith("disagreement") for key in result["curves"])  # no twin here
     assert (" or 3 epochs" in result["data"]) == (better == "student")
+
+
+@pytest.mark.parametrize(
+    ("name", "plan", "ways"),
+    [
+        ("distillation-softer", "plan_tuned", ("soft_token", "soft_alone")),
+        ("distillation-softer-first", "plan_students", ("soft_token",)),
+    ],
+)
+def test_softer_answers(name, plan, ways, tmp_path, monkeypatch):
+    """From the pair's own ResNet, over all seeds: with a token, or without labels."""
+    monkeypatch.chdir(tmp_path)
+    small = getattr(students, plan)(CI)
+    monkeypatch.setattr(students, plan, lambda *_: small)
+    trained, real = {}, students.train
+
+    def train(model, data, config, out, resume, teacher=None):
+        how = (config.distill, config.distill_weight, model.config.distilled) if teacher else None
+        trained[out.name] = how, None if teacher is None else teacher.identity()
+        return real(model, data, config, out, resume, teacher)
+
+    monkeypatch.setattr(students, "train", train)
+    result = EXPERIMENTS[name](Profile("cpu", "cpu"))
+    (folder,) = tmp_path.glob("runs/experiments/*")
+    assert folder.name.startswith(f"{name}-cpu-")
+    resnet = students.load_teacher(folder / "resnet").identity()
+    assert trained.pop("resnet") == (None, None)
+    expected = {"soft_token": ("soft", 0.5, True), "soft_alone": ("soft", 1.0, False)}
+    assert trained == {f"{w}-{s}": (expected[w], resnet) for s in (0, 1, 2) for w in ways}
+    heads = ["soft_token_class", "soft_token_distil", "soft_token_both"]
+    heads += ["soft_alone"] * ("soft_alone" in ways)
+    keys = {k for k in result["metrics"] if k.startswith("test_accuracy") and "teacher" not in k}
+    assert keys == {f"test_accuracy_{head}" for head in heads}
+    assert all(len(result["metrics"][key]["values"]) == 3 for key in keys)
+    assert result["name"] == name and " or " not in result["data"]
+    assert len(result["curves"]["token_similarity_soft_token"]) == 3
+
+
+def test_a_student_without_labels_learns_from_the_teacher_alone():
+    """Whatever the labels say, its loss is the soft term."""
+    arm = students.arms(10)["soft_alone"]
+    a, b = torch.randn(2, 8, 10, generator=torch.Generator().manual_seed(0))
+    for labels in (torch.zeros(8, dtype=torch.int64), torch.arange(8)):
+        loss = vm.distillation_loss(a, b, labels, arm.distill, 3.0, arm.weight)
+        assert torch.equal(loss, vm.soft_term(a, b, 3.0))
 
 
 def test_long_experiments_come_in_parts_that_lead_to_the_whole():

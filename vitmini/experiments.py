@@ -22,6 +22,7 @@ from vitmini.hunger import (
     data_hunger,
     data_hunger_compute,
     data_hunger_tuned,
+    data_hunger_tuned_hybrid,
     data_hunger_whole,
 )
 from vitmini.initialisation import SCHEMES
@@ -38,6 +39,8 @@ from vitmini.students import (
     distillation_better_student,
     distillation_better_teacher,
     distillation_long,
+    distillation_softer,
+    distillation_softer_first,
     distillation_tuned,
 )
 from vitmini.train import split_validation, train
@@ -511,6 +514,7 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "data-hunger-compute": data_hunger_compute,
     "data-hunger-whole": data_hunger_whole,
     "data-hunger-tuned": data_hunger_tuned,
+    "data-hunger-tuned-hybrid": data_hunger_tuned_hybrid,
     "distillation-teachers": functools.partial(distillation, rounds=0),
     **{f"distillation-{n}": functools.partial(distillation, rounds=n) for n in range(1, 4)},
     "distillation": distillation,
@@ -518,6 +522,8 @@ EXPERIMENTS: dict[str, Callable[[Profile], dict[str, Any]]] = {
     "distillation-tuned": distillation_tuned,
     "distillation-better-teacher": distillation_better_teacher,
     "distillation-better-student": distillation_better_student,
+    "distillation-softer": distillation_softer,
+    "distillation-softer-first": distillation_softer_first,
     "position-growth": position_growth,
     "resolution": resolution,
     "siblings": siblings,

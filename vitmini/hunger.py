@@ -30,17 +30,19 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
 
 EQUAL = "; each for about as many FLOPs as the ResNet's"
 
-# What `data_hunger_tuned` tries, one after the other. The ViT has chapter 7's positions, start and
-# pooling in all of them; SGD's decay is that of the recipe `cifar10-resnet`.
+# What `data_hunger_tuned` tries, one after the other. The ViT, and that of the hybrid, have chapter
+# 7's positions, start and pooling in all of them; SGD's decay is the recipe `cifar10-resnet`'s.
 VIT_OPTIONS = {"pool": "mean", "pos_embed": "sincos2d", "init": "mimetic"}
+_TRANSFORMER: dict[str, dict[str, Any]] = {
+    "adamw_0.002": {"learning_rate": 2e-3},
+    "muon_0.001": {"optimizer": "muon", "learning_rate": 1e-3},
+    "muon_0.003": {"optimizer": "muon", "learning_rate": 3e-3},
+    "muon_0.006": {"optimizer": "muon", "learning_rate": 6e-3},
+    "muon_0.012": {"optimizer": "muon", "learning_rate": 1.2e-2},
+}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "vit": {
-        "adamw_0.002": {"learning_rate": 2e-3},
-        "muon_0.001": {"optimizer": "muon", "learning_rate": 1e-3},
-        "muon_0.003": {"optimizer": "muon", "learning_rate": 3e-3},
-        "muon_0.006": {"optimizer": "muon", "learning_rate": 6e-3},
-        "muon_0.012": {"optimizer": "muon", "learning_rate": 1.2e-2},
-    },
+    "vit": _TRANSFORMER,
+    "hybrid": _TRANSFORMER,
     "resnet": {
         "adamw_0.002": {"learning_rate": 2e-3},
         "sgd_0.03": {"optimizer": "sgd", "learning_rate": 0.03, "weight_decay": 5e-4},
@@ -194,7 +196,9 @@ def data_hunger_whole(profile: Profile) -> dict[str, Any]:
 
 
 def data_hunger_tuned(
-    profile: Profile, models: Sequence[str] = ("vit", "resnet")
+    profile: Profile,
+    models: Sequence[str] = ("vit", "resnet"),
+    name: str = "data-hunger-tuned",
 ) -> dict[str, Any]:
     """Give the ViT and the ResNet a training of their own at each size, at equal FLOPs. Chapter: 8.
 
@@ -202,7 +206,7 @@ def data_hunger_tuned(
     choose one (of equals the first); more seeds follow with that. The whole set leaves no images
     to choose with, and takes what the size before it chose. The CPU's plan on any device, with the
     epochs of `data_hunger_compute`; the FLOPs leave out the optimizer's own. `models` may name one
-    alone, so that two processes can share the work. Keys end in model_images, those of
+    alone, so that two processes can share the work, and `name` is the result's. Keys end in model_images, those of
     held_out_accuracy in model_images_setting; the curves hold what was chosen, size by size.
     """
     small = profile.name == "ci"
@@ -224,7 +228,7 @@ def data_hunger_tuned(
             data = first_images(whole, size, max(size, shown)).to(profile.device)
             config = configure(plan, model, "weak", seeds[0], *_equal_epochs(plan, flops, model))
             config = replace(config, epoch_images=shown if size > shown else None)
-            if model == "vit":
+            if model != "resnet":
                 config = replace(config, model_options=config.model_options | VIT_OPTIONS)
             start = folder / f"{model}_{size}"
             if size in plan.sizes:
@@ -249,9 +253,15 @@ def data_hunger_tuned(
         f"{len(held.test_labels):,} training images that are in no set but the whole one choose "
         f"the settings; {len(whole.test_labels):,} test images{EQUAL}"
     )
-    return new_result(
-        "data-hunger-tuned", profile, profile.device, words, seconds, seeds, metrics, curves
-    )
+    return new_result(name, profile, profile.device, words, seconds, seeds, metrics, curves)
+
+
+def data_hunger_tuned_hybrid(profile: Profile) -> dict[str, Any]:
+    """Do for the hybrid what `data_hunger_tuned` does for the other two. Chapter: 8.
+
+    It chooses among the ViT's settings: most of its weights are a transformer's.
+    """
+    return data_hunger_tuned(profile, ("hybrid",), "data-hunger-tuned-hybrid")
 
 
 def _flops_of(plan: Plan) -> dict[str, int]:

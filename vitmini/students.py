@@ -31,6 +31,7 @@ EACH = ("none", "soft", "soft_of_deits_code", "hard", "token", "token_of_vit")
 LONG = ("none", "token")
 TUNED = ("none", "soft", "hard", "token", "soft_mean")
 CROSSED = ("soft", "token")
+SOFTER = ("soft_token", "soft_alone")
 # Which of chapter 8's `SETTINGS` its held-out images chose, with as many images as here.
 CHOSEN = {"vit": "muon_0.003", "resnet": "sgd_1"}
 
@@ -66,6 +67,8 @@ def arms(num_classes: int) -> dict[str, Arm]:
         "token_of_vit": Arm("vit", "hard", token=True),
         "soft_mean": Arm("resnet", "soft", pool="mean"),
         "smoothed": Arm(None, smoothing=0.1),
+        "soft_token": Arm("resnet", "soft", token=True),
+        "soft_alone": Arm("resnet", "soft", 1.0),
     }
 
 
@@ -202,6 +205,30 @@ def distillation_better_student(profile: Profile) -> dict[str, Any]:
     which are soft without a teacher. Else as the one before.
     """
     return _cross("student", profile, "; the student with its own training")
+
+
+def distillation_softer(profile: Profile) -> dict[str, Any]:
+    """Give the token of `distillation_tuned` soft answers, and a student no labels. Chapter: 10.
+
+    Its runs are the twins of these. The CPU's plan on any device. Keys are those of `distillation`.
+    """
+    plan = plan_tuned(profile)
+    return _soften("distillation-softer", SOFTER, plan, profile, "; each with its own training")
+
+
+def distillation_softer_first(profile: Profile) -> dict[str, Any]:
+    """Give the token of `distillation` soft answers; else as the one before. Chapter: 10."""
+    small = profile.name == "ci"
+    plan = plan_students(profile if small else Profile("cpu", profile.device))
+    return _soften("distillation-softer-first", SOFTER[:1], plan, profile, "")
+
+
+def _soften(
+    name: str, names: tuple[str, ...], plan: Plan, profile: Profile, words: str
+) -> dict[str, Any]:
+    plan = replace(plan, teachers={"resnet": plan.teachers["resnet"]}, long=0)
+    rounds = [Round(seed, names, plan.student.epochs) for seed in _seeds(profile)]
+    return _record(name, words, plan, profile, rounds, name)
 
 
 def _cross(better: str, profile: Profile, words: str) -> dict[str, Any]:

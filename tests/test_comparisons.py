@@ -15,6 +15,7 @@ from vitmini.baselines import find_config
 from vitmini.data import first_images
 from vitmini.experiments import EXPERIMENTS
 from vitmini.profiles import Profile
+from vitmini.recipes import RECIPES
 
 CI = Profile("ci", "cpu")
 PROFILES = [CI, Profile("cpu", "cpu"), Profile("gpu", "cuda")]
@@ -82,7 +83,25 @@ def test_all_models_see_equally_many_images_whatever_the_size(profile):
             config = hunger.configure(plan, model, part.augmentation, part.seed, lengths[0])
             other = hunger.configure(plan, "vit", part.augmentation, part.seed, lengths[0])
             same = {"model": other.model, "model_options": other.model_options}
+            same |= {name: getattr(other, name) for name in ("optimizer", "learning_rate")}
+            same |= {"weight_decay": other.weight_decay}
             assert dataclasses.replace(config, **same) == other
+            optimizer = {"resnet": "sgd"}.get(model, "muon") if profile.name == "gpu" else "adamw"
+            assert config.optimizer == optimizer  # a CPU's plan has one for all
+
+
+def test_on_a_gpu_each_model_trains_as_its_recipe_does():
+    plan = hunger.plan_hunger(PROFILES[2])
+    for name, recipe in (("vit", "cifar10"), ("hybrid", "cifar10"), ("resnet", "cifar10-resnet")):
+        config = hunger.configure(plan, name, "strong", 0, 25)
+        for what in ("optimizer", "learning_rate", "weight_decay"):
+            assert getattr(config, what) == getattr(RECIPES[recipe], what)
+        options = RECIPES[recipe].model_options
+        for what in ("pool", "pos_embed", "init"):
+            assert config.model_options.get(what) == options.get(what)
+        find_config(config.model, **config.model_options)  # the model takes them
+        quick = hunger.configure(plan, name, "weak", 0, 1)
+        assert quick.warmup == 0 and quick.optimizer == config.optimizer
 
 
 def test_the_gpus_models_cost_alike():

@@ -9,7 +9,7 @@ import functools
 import itertools
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,10 @@ import torch
 from vitmini.baselines import training_flops
 from vitmini.data import ImageData, describe_data, first_images, load_data
 from vitmini.profiles import Profile
-from vitmini.recipes import TrainConfig
+from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import experiment_folder, first_rounds, keep, new_result, summarize
 from vitmini.train import build_model, evaluate, train
 
-# Dosovitskiy et al. 2021, section 4.1, train ResNets with Adam too; so one optimizer does for all.
 AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "weak": {"flip": True},
     "strong": {"flip": True, "rand_ops": 1, "cutmix": 1.0, "label_smoothing": 0.1},
@@ -60,7 +59,8 @@ class Plan:
 
     The batch divides an epoch: batch norm would drop what is left. `lengths` are epochs of the
     runs that measure what computing gives, beside `recipe.epochs`. `main` is the augmentation that
-    all seeds are trained with; the other one gets a single seed.
+    all seeds are trained with; the other one gets a single seed. `own` is what a model's training
+    has for itself.
     Chapter: 8
     """
 
@@ -69,6 +69,7 @@ class Plan:
     sizes: tuple[int, ...]
     lengths: tuple[int, ...]
     main: str = "strong"
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,12 @@ class Round:
 
 
 def plan_hunger(profile: Profile) -> Plan:
-    """Choose models and sizes that a profile has time for. Chapter: 8."""
+    """Choose models and sizes that a profile has time for. Chapter: 8.
+
+    On a CPU one optimizer does for all, as in Dosovitskiy et al. 2021, section 4.1, which trains
+    ResNets with Adam, too; `data_hunger_tuned` shows what that costs. So on a GPU each has that of
+    its recipe, `cifar10` or `cifar10-resnet`.
+    """
     if profile.name == "ci":
         recipe = TrainConfig(epochs=2, batch_size=30, warmup=1, val_share=0.0, crop=1)
         small = {
@@ -112,8 +118,15 @@ def plan_hunger(profile: Profile) -> Plan:
         "hybrid": ("hybrid_cifar", {}),
         "resnet": ("resnet18_cifar", {}),
     }
-    recipe = replace(recipe, epochs=25, batch_size=500, learning_rate=1e-3, warmup=2, save_every=5)
-    return Plan(replace(recipe, compile=True), models, (1_000, 5_000, 20_000, 50_000), (5, 10, 50))
+    recipe = replace(recipe, epochs=25, batch_size=500, warmup=2, save_every=5, compile=True)
+    vit = _training_of(RECIPES["cifar10"]) | {"model_options": VIT_OPTIONS}
+    own = {"vit": vit, "hybrid": vit, "resnet": _training_of(RECIPES["cifar10-resnet"])}
+    return Plan(recipe, models, (1_000, 5_000, 20_000, 50_000), (5, 10, 50), own=own)
+
+
+def _training_of(recipe: TrainConfig) -> dict[str, Any]:
+    names = ("optimizer", "learning_rate", "weight_decay")
+    return {name: getattr(recipe, name) for name in names}
 
 
 def rounds_of(plan: Plan, profile: Profile) -> list[Round]:
@@ -206,8 +219,9 @@ def data_hunger_tuned(
     choose one (of equals the first); more seeds follow with that. The whole set leaves no images
     to choose with, and takes what the size before it chose. The CPU's plan on any device, with the
     epochs of `data_hunger_compute`; the FLOPs leave out the optimizer's own. `models` may name one
-    alone, so that two processes can share the work, and `name` is the result's. Keys end in model_images, those of
-    held_out_accuracy in model_images_setting; the curves hold what was chosen, size by size.
+    alone, so that two processes can share the work; `name` is the result's. Keys end in
+    model_images, those of held_out_accuracy in model_images_setting; the curves hold what was
+    chosen, size by size.
     """
     small = profile.name == "ci"
     plan = plan_hunger(profile if small else Profile("cpu", profile.device))
@@ -312,6 +326,7 @@ def _record(
         f"{describe_data(plan.recipe.data)}; an epoch shows {shown:,} images, those of a "
         f"smaller set several times; none held out; {len(whole.test_labels):,} test images; "
         + ", ".join(f"{key}: {preset}" for key, (preset, _) in plan.models.items())
+        + ("; each with its own optimizer" if plan.own else "")
         + more
     )
     return new_result(name, profile, profile.device, words, seconds, seeds, metrics, curves)
@@ -320,7 +335,9 @@ def _record(
 def configure(plan: Plan, model: str, augmentation: str, seed: int, epochs: int) -> TrainConfig:
     """Give the recipe of one run. Chapter: 8."""
     preset, options = plan.models[model]
-    chosen = {"model": preset, "model_options": options} | AUGMENTATIONS[augmentation]
+    own = dict(plan.own.get(model, {}))
+    options = options | own.pop("model_options", {})
+    chosen = own | {"model": preset, "model_options": options} | AUGMENTATIONS[augmentation]
     warmup = min(plan.recipe.warmup, epochs - 1)
     return replace(plan.recipe, **chosen, seed=seed, epochs=epochs, warmup=warmup)
 

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 import zipfile
 from copy import deepcopy
 from pathlib import Path
@@ -25,6 +26,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, vitmini
+from pretended_cuda import pretended_cuda
 from safetensors.torch import load_file, save_file
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,6 +36,7 @@ from vitmini import experiments
 from vitmini.__main__ import main
 from vitmini.optim import (
     Muon,
+    Trainer,
     build_optimizers,
     build_trainer,
     choose_precision,
@@ -1314,6 +1317,100 @@ class SmallMemory(torch.nn.Module):
 def test_too_little_memory_says_what_would_fit(digits, holds, words):
     with pytest.raises(MemoryError, match=words):
         vm.train(SmallMemory(tiny(), holds), few(digits), SHORT)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "update"])
+def test_what_a_failed_step_held_is_free_when_a_size_is_tried(digits, where, monkeypatch):
+    """Else the trials would find a device that is full of it."""
+    held, tried = [], []
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    class Fails(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            if len(gradient) == 128 and where == "backward":
+                fail()
+            return gradient
+
+    class Holds(SmallMemory):
+        def forward(self, images):
+            if self.training and len(images) < 128:
+                tried.append([alive() for alive in held])
+            activations = images * 1.0
+            if self.training and len(images) == 128:
+                held.append(weakref.ref(activations))
+                if where == "forward":
+                    fail()
+            return Fails.apply(self.model(activations.requires_grad_()))
+
+    if where == "update":
+        monkeypatch.setattr(Trainer, "update", fail)
+    with pytest.raises(MemoryError, match="64 do: set accumulate=2"):
+        vm.train(Holds(tiny(), 0), few(digits), SHORT)
+    assert len(held) == 1 and tried == [[None]]
+
+
+def test_the_advice_on_memory_leaves_room_for_the_optimizer(digits, monkeypatch):
+    """Its memory comes with the first step, after a trial has ended."""
+    made, real = [], torch.empty_like
+
+    def count(like, **more):
+        made.append(like.numel())
+        return real(like, **more)
+
+    monkeypatch.setattr(sys.modules["vitmini.train"].torch, "empty_like", count)
+    model = SmallMemory(tiny(), 50)
+    with pytest.raises(MemoryError, match="32 do"):
+        vm.train(model, few(digits), SHORT)
+    assert sum(made) >= 2 * 2 * sum(p.numel() for p in model.parameters())  # 64 and 32 images
+
+
+@pytest.mark.parametrize("lacks", ["Triton", "a C compiler"])
+def test_where_nothing_can_be_compiled_training_goes_on_with_a_warning(lacks, monkeypatch):
+    module = sys.modules["vitmini.optim"]
+    monkeypatch.setattr(module.sys, "platform", "linux")
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: lacks != "Triton" or None)
+    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(module, "can_compile", functools.cache(module.can_compile.__wrapped__))
+    monkeypatch.setattr(module, "compile_model", lambda *_: pytest.fail("it was compiled"))
+    config = dataclasses.replace(SHORT, compile=True)
+    with pretended_cuda():
+        model = tiny().to("cuda")
+        with pytest.warns(UserWarning, match=f"nothing is compiled, for lack of {lacks}") as told:
+            trainers = [build_trainer(model, config) for _ in range(3)]
+    assert len(told) == 1 and all(trainer.forward is model for trainer in trainers)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(module.shutil, "which", lambda name: name if name == "clang" else None)
+    assert module.can_compile.__wrapped__()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["blocks.0.mlp.fc1.weight", "head.weight"])
+def test_with_loss_scaling_two_optimizers_skip_the_same_steps(name, bad):
+    """Each sees its own gradients alone, but they are clipped together."""
+    config = dataclasses.replace(SHORT, optimizer="muon", precision="float16")
+    trainer = build_trainer(model := tiny(), config)
+    trainer.scaler.scale(torch.zeros(()))  # as a loss is, before the first step
+    before = deepcopy(model.state_dict())
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    dict(model.named_parameters())[name].grad.flatten()[0] = bad
+    trainer.set_learning_rate(0.1)
+    trainer.update()
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert trainer.scaler.get_scale() == 2**15  # half of it
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) * 2**15
+    trainer.update()
+    for key, parameter in model.named_parameters():
+        assert parameter.isfinite().all() and not torch.equal(parameter, before[key]), key
 
 
 def test_the_advice_on_memory_is_right(digits):

@@ -6,7 +6,13 @@ Chapter: 7.
 from __future__ import annotations
 
 import copy
+import functools
+import importlib.util
 import math
+import os
+import shutil
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -209,7 +215,12 @@ class Trainer:
             group["lr"] = rate
 
     def update(self) -> None:
-        """Do one step with the gradients that have been collected, and forget them."""
+        """Do one step with the gradients that have been collected, and forget them.
+
+        With loss scaling, a gradient that is not finite makes each optimizer skip its step.
+        """
+        if self.scaler.is_enabled() and len(self.optimizers) > 1:  # each sees its own alone
+            nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)  # makes all of them NaN
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
@@ -265,11 +276,12 @@ class Trainer:
 def build_trainer(model: nn.Module, config: TrainConfig) -> Trainer:
     """Put together what training `model` by `config` needs, on the model's device.
 
+    Where PyTorch cannot compile, it warns and leaves the model as it is.
     Chapter: 7
     """
     device = next(model.parameters()).device
     dtype = choose_precision(config.precision, device)
-    compiled = config.compile and device.type == "cuda"
+    compiled = config.compile and device.type == "cuda" and can_compile()
     return Trainer(
         model=model,
         optimizers=build_optimizers(model, config),
@@ -282,6 +294,24 @@ def build_trainer(model: nn.Module, config: TrainConfig) -> Trainer:
     )
 
 
+@functools.cache
+def can_compile() -> bool:
+    """Say whether PyTorch has what it compiles with for a GPU, and warn once if not.
+
+    On Windows there is no Triton with PyTorch, and a slim Linux has no C compiler.
+    Chapter: 7
+    """
+    compilers = filter(None, (os.environ.get("CC"), "gcc", "clang"))  # as Triton looks for one
+    if importlib.util.find_spec("triton") is None:
+        lacks = "Triton"
+    elif sys.platform == "linux" and not any(map(shutil.which, compilers)):
+        lacks = "a C compiler"
+    else:
+        return True
+    warnings.warn(f"nothing is compiled, for lack of {lacks}: it is slower", stacklevel=3)
+    return False
+
+
 def compile_model(model: nn.Module, how: bool | str = True) -> nn.Module:
     """Give a compiled twin of `model`: one module more, with the very same weights and buffers.
 
@@ -292,6 +322,8 @@ def compile_model(model: nn.Module, how: bool | str = True) -> nn.Module:
     Source: PyTorch's recipe "regional compilation".
     Chapter: 7
     """
+    # Beyond this many models of one kind in a process, PyTorch would stop compiling: it has 8.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
     blocks = getattr(model, "blocks", None)
     if how != "blocks" or not isinstance(blocks, (nn.Sequential, nn.ModuleList)):
         return torch.compile(model)  # type: ignore[return-value]

@@ -242,7 +242,8 @@ def train_epoch(
 ) -> dict[str, float]:
     """Train once on the images `train_ids` of `data`; return `train_loss` and the last `lr`.
 
-    Nothing in here waits for the device before its end: a GPU is told what to do far ahead.
+    Nothing in here waits for the device before its end: a GPU is told what to do far ahead. (With
+    loss scaling, "muon" does: PyTorch looks whether a step is to be skipped.)
     Raises: `FloatingPointError` and `MemoryError` as `train` does.
     Chapter: 7
     """
@@ -334,6 +335,16 @@ def train_step(
     Raises: `MemoryError` as `train` does.
     Chapter: 7
     """
+    loss = _try_step(trainer, images, targets, config, teach)
+    if loss is None:
+        raise MemoryError(_advice(trainer, images, targets, config, teach))
+    return loss
+
+
+def _try_step(
+    trainer: Trainer, images: Tensor, targets: Tensor, config: TrainConfig, teach: Teach | None
+) -> Tensor | None:
+    """Do a step; None where memory is short. What it held is free then: no frame is left."""
     loss = torch.zeros((), device=images.device)
     parts = zip(images.chunk(config.accumulate), targets.chunk(config.accumulate), strict=True)
     try:
@@ -344,7 +355,7 @@ def train_step(
             loss += part.detach()
         trainer.update()
     except torch.OutOfMemoryError:
-        raise MemoryError(_advice(trainer, images, targets, config, teach)) from None
+        return None
     return loss
 
 
@@ -376,16 +387,9 @@ def _advice(
     """Find a size that fits, by trying: halve the part of a batch until it does."""
     tried = -(-len(images) // config.accumulate)
     size = tried // 2
-    while size >= 1:
-        for parameter in trainer.model.parameters():
-            parameter.grad = None
-        if images.device.type == "cuda":
-            torch.cuda.empty_cache()
-        try:
-            _loss(trainer, images[:size], targets[:size], config, teach).backward()
-            break
-        except torch.OutOfMemoryError:
-            size //= 2
+    trainer = dataclasses.replace(trainer, forward=trainer.model)  # compiles nothing more
+    while size >= 1 and not _fits(trainer, images[:size], targets[:size], config, teach):
+        size //= 2
     if size < 1:
         return f"not even one image of {tuple(images.shape[1:])} fits into the device's memory"
     parts = -(-len(images) // size)
@@ -393,6 +397,25 @@ def _advice(
         f"{tried} images at a time do not fit into the device's memory, {size} do: set "
         f"accumulate={parts} for the same training, or batch_size={size} for another one"
     )
+
+
+def _fits(
+    trainer: Trainer, images: Tensor, targets: Tensor, config: TrainConfig, teach: Teach | None
+) -> bool:
+    """Go forward and back, with room for what AdamW will remember of each weight."""
+    for parameter in trainer.model.parameters():
+        parameter.grad = None
+    if images.device.type == "cuda":
+        torch.cuda.empty_cache()
+    begun = any(optimizer.state for optimizer in trainer.optimizers)  # it is there
+    try:
+        weights = () if begun else trainer.model.parameters()
+        room = [torch.empty_like(weight) for weight in weights for _ in range(2)]
+        _loss(trainer, images, targets, config, teach).backward()
+        del room
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 def epoch_order(train_ids: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:

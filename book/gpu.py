@@ -5,8 +5,9 @@
     python book/gpu.py --list                what there is, and what is done
     python book/gpu.py --out DIR             results, logs and weights are gathered in DIR
 
-A part takes nine minutes at most and is then stopped; called again, it goes on (a chapter begins
-anew: on a card that needs longer, --limit gives it more seconds). Work is kept in runs/gpu.
+A part takes nine minutes at most and is then stopped; called again, it goes on (a chapter, tests
+and a timed run begin anew: on a card that needs longer, --limit gives them more seconds). Work is
+kept in runs/gpu.
 Without --out, results go to book/results, where none replaces a better one; the embedded models
 and their cards go to runs/gpu/weights, to be looked at before they replace those in
 vitmini/weights. Needs no virtual environment: any Python with PyTorch and what vitmini imports.
@@ -32,26 +33,26 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / "runs" / "gpu"
-TESTS = ("correctness", "correctness-compiled")
+# Of what is compiled, models and whole trainings apart: PyTorch takes seconds for each.
+TESTS = {
+    "correctness": "not compiled",
+    "correctness-compiled": "compiled and not (learn or goes_on)",
+    "correctness-trained": "compiled and (learn or goes_on)",
+}
 EXPERIMENTS = (
     "throughput",
     "startup",
     "speedrun-1",
+    "speedrun-2",
+    "speedrun-3",
+    "data-hunger-1",
+    "distillation-teachers",
+    "distillation-1",
+    "siblings",
     "speedrun",
     "train-cifar10",
     "attention-cost-gpu",
     "model-speed-gpu",
-    "initialisation-cifar10",
-    "positions-cifar10",
-    "patch-size-cifar10",
-    "augmentation-cifar10",
-    "learning-rate-cifar10",
-    "optimizer-cifar10",
-    "ingredients-cifar10",
-    "train-cifar10-mini",
-    "data-hunger-1",
-    "distillation-teachers",
-    "distillation-1",
     "data-hunger-2",
     "data-hunger-3",
     "distillation-2",
@@ -63,14 +64,23 @@ EXPERIMENTS = (
     "data-hunger-compute",
     "position-growth",
     "resolution",
-    "siblings",
+    # Some 200 runs together, hours on any card.
+    "initialisation-cifar10",
+    "positions-cifar10",
+    "patch-size-cifar10",
+    "augmentation-cifar10",
+    "learning-rate-cifar10",
+    "optimizer-cifar10",
+    "ingredients-cifar10",
+    "train-cifar10-mini",
 )
 CHAPTERS = tuple(
     path.stem
     for path in sorted((ROOT / "book" / "chapters").glob("[0-9][0-9]-*.md"))
     if re.search(r"^ *gpu: *true", path.read_text("utf-8"), re.M)
 )
-PARTS = (*TESTS, *EXPERIMENTS, "embedded", *CHAPTERS)
+AFTER = EXPERIMENTS.index("siblings") + 1  # they are what is embedded
+PARTS = (*TESTS, *EXPERIMENTS[:AFTER], "embedded", *EXPERIMENTS[AFTER:], *CHAPTERS)
 # What a part cannot do without; what vitmini itself imports comes first.
 NEEDS = {
     **dict.fromkeys(PARTS, ("torch", "torchvision", "numpy", "einops", "safetensors")),
@@ -89,11 +99,10 @@ def command(part: str, out: Path | None, force: bool) -> list[str]:
     """
     rehearsal = environment()["VITMINI_PROFILE"] != "gpu"
     if part in TESTS:
-        compiled = "compiled" if part == "correctness-compiled" else "not compiled"
         pytest = [sys.executable, "-m", "pytest", str(ROOT / "tests" / "test_cuda.py")]
         # The course's own settings want packages for notebooks, which are not needed here.
         bare = ["-c", os.devnull, "-p", "no:cacheprovider", "--noconftest"]
-        return [*pytest, "-q", "-rs", *bare, "-k", compiled]
+        return [*pytest, "-q", "-rs", *bare, "-k", TESTS[part]]
     if part in CHAPTERS:
         script = [sys.executable, str(ROOT / "book" / "generate.py"), part]
         return [] if rehearsal else script

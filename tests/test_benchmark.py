@@ -13,8 +13,10 @@ import torch
 from conftest import ROOT, vitmini
 
 import vitmini as vm
+from vitmini import experiments
 from vitmini.__main__ import main
 from vitmini.benchmark import build_all, measure_turns
+from vitmini.profiles import Profile
 
 
 def test_ways_take_turns_after_a_warm_up():
@@ -75,6 +77,26 @@ def test_the_gpu_experiment_says_that_it_needs_one(tmp_path):
     assert "attention-cost-gpu needs a CUDA device" in done.stderr
 
 
+def test_the_cost_of_attention_is_told_up_to_what_fits(monkeypatch, capsys):
+    def row(device, dtype, batch, T, repeats):
+        if T > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {f"{key}_{way}": T for key in ("milliseconds", "bytes") for way in WAYS}
+
+    monkeypatch.setattr(experiments, "_attention_row", row)
+    ask = functools.partial(
+        experiments._attention_cost, "attention-cost-gpu", "cpu", torch.float32, 8
+    )
+    result = ask([32, 64, 128, 256], Profile("gpu", "cpu"))
+    assert result["curves"]["tokens"] == [32, 64] == result["curves"]["bytes_fused"]
+    assert "128 tokens need more memory than there is" in result["data"]
+    assert not any(key.endswith("_128") for key in result["metrics"])
+    assert "more memory" not in ask([32, 64], Profile("gpu", "cpu"))["data"]
+    with pytest.raises(torch.OutOfMemoryError):
+        ask([128], Profile("gpu", "cpu"))
+
+
+WAYS = ("by_hand", "fused")
 TINY = vm.ViTConfig(8, 4, num_classes=3, dim=16, depth=1, num_heads=2)
 
 

@@ -48,6 +48,8 @@ def test_every_part_is_listed_from_anywhere():
 
 def test_every_recorded_experiment_of_a_part_exists():
     assert set(gpu.EXPERIMENTS) <= set(EXPERIMENTS) and set(gpu.NEEDS) == set(gpu.PARTS)
+    assert set(gpu.EXPERIMENTS) | {"embedded"} <= set(gpu.PARTS)
+    assert gpu.PARTS.index("embedded") == gpu.PARTS.index("siblings") + 1  # they are embedded
 
 
 def test_what_cannot_work_is_one_line(tmp_path):
@@ -174,8 +176,17 @@ def test_the_tests_of_the_device_need_no_package_of_the_book(work, monkeypatch):
     assert done.returncode == 0, done.stdout + done.stderr
     if not torch.cuda.is_available():
         assert "needs a CUDA device" in done.stdout and "passed" not in done.stdout
-    split = [gpu.command(part, None, False)[-1] for part in gpu.TESTS]
-    assert split == ["not compiled", "compiled"]
+    collect = [*arguments[:-2], "--collect-only"]
+    found = subprocess.run(collect, cwd=work, env=env, capture_output=True, text=True).stdout
+    names = [line for line in found.splitlines() if "::" in line]
+    parts = [gpu.command(part, None, False)[-1] for part in gpu.TESTS]
+    shares = [0] * len(parts)
+    for name in names:
+        words = {word: word in name for word in ("compiled", "learn", "goes_on")}
+        chosen = [eval(part, words) for part in parts]
+        assert sum(chosen) == 1, name
+        shares[chosen.index(True)] += 1
+    assert len(names) > 100 and min(shares) > 20
 
 
 def test_make_results_redoes_what_a_cpu_recorded():

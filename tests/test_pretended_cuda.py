@@ -351,7 +351,7 @@ def test_a_person_trains_evaluates_and_predicts_on_the_device(tmp_path, capsys):
 
 # The speed run and its start are processes of their own, and equal FLOPs on digits are many epochs.
 # A part of an experiment is in the whole.
-ELSEWHERE = {"startup", "speedrun", "speedrun-1", "train-cifar10", "data-hunger-compute"}
+ELSEWHERE = {"startup", "speedrun", "train-cifar10", "data-hunger-compute"}
 HERE = [n for n in gpu.EXPERIMENTS if n not in ELSEWHERE and not re.search(r"-(\d|teachers)$", n)]
 
 

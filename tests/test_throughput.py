@@ -188,6 +188,21 @@ def test_every_rung_can_be_climbed_and_leaves_the_settings_alone(few):
         assert torch.get_float32_matmul_precision() == before
 
 
+def test_convolutions_have_tf32_where_products_have_it(few, monkeypatch):
+    seen = []
+
+    def look(*_, **__):
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        return 1.0
+
+    monkeypatch.setattr(throughput, "measure_rate", look)
+    before = torch.backends.cudnn.allow_tf32
+    for rung in ladder("cuda", workers=1, batch_size=16, larger=32)[2:]:
+        measure_rung(rung, few, PLAIN, "cpu", seconds=0.02)
+        assert torch.backends.cudnn.allow_tf32 == before
+    assert seen[0] == ("highest", False) and set(seen[1:]) == {("high", True)}
+
+
 def test_adamw_is_fused_on_its_own_rung_alone(few, monkeypatch):
     seen = []
     monkeypatch.setattr(throughput, "measure_rate", lambda step, *_, **__: step())
@@ -254,6 +269,35 @@ def test_the_pace_after_the_start_is_that_of_the_middle_epochs(monkeypatch):
         assert metrics[f"seconds_to_first_epoch_{how}"]["values"] == [10.0]
         assert metrics[f"seconds_an_epoch_{how}"]["values"] == [2.0]
         assert metrics[f"seconds_of_all_{how}"]["values"] == [26.0 + 2.0 * missing]
+
+
+def test_a_round_of_the_speed_run_is_a_recipe_with_a_seed(monkeypatch, tmp_path):
+    """Every recipe comes before a second seed; the first run of all does not count."""
+    monkeypatch.chdir(tmp_path)
+    done = []
+
+    def timed_run(recipe, seed, out, device, more):
+        done.append((recipe, seed, more))
+        record = {"seconds": 1.0, "test_accuracy": 0.9, "val_accuracy": 0.9, "train_loss": 1.0}
+        return {"seconds": 26.0, "elapsed": [10.0], "history": [record]}
+
+    monkeypatch.setattr(speedrun, "timed_run", timed_run)
+    monkeypatch.setattr(speedrun, "describe_data", lambda name: name)
+    speedrun._warm_up.cache_clear()
+    profile = Profile("gpu", "cpu")
+    for n, recipes in enumerate(itertools.accumulate([name] for name in speedrun.SPEEDRUN), 1):
+        result = speedrun.speedrun(profile, rounds=n)
+        assert result["name"] == f"speedrun-{n}" and result["seeds"] == [0]
+        assert f"the first {n} of 9 rounds" in result["data"]
+        keys = {key for key in result["metrics"] if key.startswith("test_accuracy")}
+        assert keys == {f"test_accuracy_{recipe}" for recipe in recipes}
+    whole = speedrun.speedrun(profile)
+    assert whole["seeds"] == [0, 1, 2] and "a checkpoint every 20" in whole["data"]
+    assert len(whole["metrics"]["seconds_cifar10"]["values"]) == 3
+    order = [(recipe, seed) for seed in (0, 1, 2) for recipe in speedrun.SPEEDRUN]
+    assert done[0][0] == "cifar10-mini" and [run[:2] for run in done[1:]] == order
+    assert all(run[2] == ("--save-every", "20") for run in done[1:])
+    speedrun._warm_up.cache_clear()
 
 
 def test_parts_that_were_measured_are_not_measured_again(tmp_path):

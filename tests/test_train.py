@@ -1372,6 +1372,14 @@ def test_the_advice_on_memory_leaves_room_for_the_optimizer(digits, monkeypatch)
     assert sum(made) >= 2 * 2 * sum(p.numel() for p in model.parameters())  # 64 and 32 images
 
 
+def test_the_command_line_says_how_often_a_checkpoint_is_written(tmp_path, capsys):
+    words = ["train", "--recipe", "digits", "--epochs", "2", "--save-every"]
+    assert main([*words, "0", "--out", str(tmp_path / "none")]) == 2
+    assert "save_every must be" in capsys.readouterr().err and not any(tmp_path.iterdir())
+    assert main([*words, "2", "--out", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["save_every"] == 2
+
+
 @pytest.mark.parametrize("lacks", ["Triton", "a C compiler"])
 def test_where_nothing_can_be_compiled_training_goes_on_with_a_warning(lacks, monkeypatch):
     module = sys.modules["vitmini.optim"]

@@ -54,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--epochs", type=int, metavar="N", help="instead of the recipe's own number")
     p.add_argument("--seed", type=int, metavar="N", help="default: 0")
     p.add_argument(
+        "--save-every",
+        type=int,
+        metavar="N",
+        help="a checkpoint every N epochs, instead of the recipe's own number",
+    )
+    p.add_argument(
         "--compile",
         choices=list(_COMPILE),
         help="what torch.compile compiles on a CUDA device, instead of the recipe's own way",
@@ -139,7 +145,7 @@ def _device(name: str) -> str:
 def _train(args: argparse.Namespace) -> None:
     if args.recipe not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {args.recipe!r}")
-    options = ("data", "image_size", "epochs", "seed")
+    options = ("data", "image_size", "epochs", "seed", "save_every")
     given = {k: getattr(args, k) for k in options if getattr(args, k) is not None}
     if args.compile is not None:
         given["compile"] = _COMPILE[args.compile]

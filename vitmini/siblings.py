@@ -63,7 +63,8 @@ def plan_siblings(profile: Profile) -> Plan:
     teacher = RECIPES[teacher_name]
     if profile.name == "cpu":
         return Plan(teacher, models, embedded, None, (0, 1))  # an hour a run
-    return Plan(teacher, models, {}, None)
+    rare = {kind: replace(recipe, save_every=20) for kind, recipe in models.items()}
+    return Plan(teacher, rare, {}, None)
 
 
 def siblings(profile: Profile) -> dict[str, Any]:

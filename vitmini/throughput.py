@@ -42,7 +42,13 @@ def matrix_rate(
         raise ValueError(f"dtype must be a floating-point type of torch, got {dtype!r}")
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, size, size, generator=generator).to(device, dtype)
-    milliseconds = measure_time({"product": lambda: a @ b}, device, repeats=9)["product"]
+    count = 100 if torch.device(device).type == "cuda" else 1  # a while, as training lasts
+
+    def multiply() -> None:
+        for _ in range(count):
+            a @ b
+
+    milliseconds = measure_time({"product": multiply}, device, repeats=9)["product"] / count
     return 2 * size**3 / (milliseconds / 1000)
 
 
@@ -338,8 +344,9 @@ def measure_rung(
         optimizer="adamw",
     )
     torch.compiler.reset()  # what an earlier rung compiled must not count
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if rung.tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = rung.tf32  # PyTorch's own choice for convolutions is True
     try:
         trainer, on_device = _set_up(data, config, device)
         if not rung.fused:
@@ -347,7 +354,9 @@ def measure_rung(
         if rung.workers is not None:
             return measure_pictures(data, config, device, rung.workers, seconds, trainer)
         generator = torch.Generator(device).manual_seed(config.seed)
-        batches = min(10, len(data.train_labels) // rung.batch_size)
+        # An epoch's end waits for the device, so it must not come much oftener than it does.
+        most = 100 if trainer.device.type == "cuda" else 10
+        batches = min(most, len(data.train_labels) // rung.batch_size)
         ids = torch.arange(batches * rung.batch_size, device=device)
 
         def step() -> int:
@@ -356,7 +365,8 @@ def measure_rung(
 
         return measure_rate(step, device, seconds, warmup=1)
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def _unfused(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

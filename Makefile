@@ -4,7 +4,7 @@
 #   make test         all tests: library, notebooks, book, browser
 #   make serve        the book at http://localhost:8000
 #   make notebooks    write notebooks/*.ipynb from book/chapters and vitmini; execute what changed
-#   make results      redo the recorded experiments that a CPU can do (about 34 hours, most of
+#   make results      redo the recorded experiments that a CPU can do (about 38 hours, most of
 #                     them for CIFAR-10; a second call goes on where the first one stopped)
 #   make gpu [PART=speedrun]
 #                     what needs a GPU, in parts of nine minutes at most: tests, throughput, the
@@ -69,7 +69,7 @@ notebooks: $(INSTALLED)
 	$(BIN)/python book/draw.py
 	$(BIN)/python book/generate.py
 
-RESULTS := train-digits patch-size-digits pooling-digits attention-digits norm-digits attention-cost-cpu model-speed-cpu throughput-cpu positions-cifar10 initialisation-cifar10 patch-size-cifar10 learning-rate-cifar10 optimizer-cifar10 augmentation-cifar10 equal-images-cifar10 ingredients-cifar10 train-cifar10-mini data-hunger data-hunger-compute data-hunger-whole data-hunger-tuned distillation distillation-long distillation-tuned distillation-better-teacher distillation-better-student position-growth resolution siblings
+RESULTS := train-digits patch-size-digits pooling-digits attention-digits norm-digits attention-cost-cpu model-speed-cpu throughput-cpu positions-cifar10 initialisation-cifar10 patch-size-cifar10 learning-rate-cifar10 optimizer-cifar10 augmentation-cifar10 equal-images-cifar10 ingredients-cifar10 train-cifar10-mini data-hunger data-hunger-compute data-hunger-whole data-hunger-tuned data-hunger-tuned-hybrid distillation distillation-long distillation-tuned distillation-better-teacher distillation-better-student distillation-softer distillation-softer-first position-growth resolution siblings
 results: $(INSTALLED)
 	for name in $(RESULTS); do VITMINI_PROFILE=cpu $(BIN)/python -m vitmini experiment $$name || exit 1; done
 

@@ -63,10 +63,10 @@ class TrainConfig:
     The teacher, where `train` gets one: `distill` is "soft" or "hard" ("none" is for recipes
     without one), `distill_temperature` softens, `distill_weight` is the teacher's share of the
     loss.
-    The machine: `precision` is "auto", "float32", "bfloat16" or "float16"; `compile` uses
-    `torch.compile` on a CUDA device, for the model and for the images (and drops an epoch's last
-    batch where it is short, on any, as batch norm does); "blocks" compiles a ViT block by block,
-    which starts sooner;
+    The machine: `precision` is "auto", "float32" (in which PyTorch lets a card round a
+    convolution's factors to TF32), "bfloat16" or "float16"; `compile` uses `torch.compile` on a
+    CUDA device, for the model and for the images (and drops an epoch's last batch where it is
+    short, on any, as batch norm does); "blocks" compiles a ViT block by block, which starts sooner;
     `cpu_threads` is how many threads PyTorch may use on a CPU (None: as many as it likes);
     `stream` leaves the images where they are and moves batches to the device (None: where all of
     them would take more than half of its free memory; never on a CPU).

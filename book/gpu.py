@@ -64,7 +64,7 @@ EXPERIMENTS = (
     "data-hunger-compute",
     "position-growth",
     "resolution",
-    # Some 200 runs together, hours on any card.
+    # Some 170 runs together, hours on any card.
     "initialisation-cifar10",
     "positions-cifar10",
     "patch-size-cifar10",
@@ -102,6 +102,7 @@ def command(part: str, out: Path | None, force: bool) -> list[str]:
         pytest = [sys.executable, "-m", "pytest", str(ROOT / "tests" / "test_cuda.py")]
         # The course's own settings want packages for notebooks, which are not needed here.
         bare = ["-c", os.devnull, "-p", "no:cacheprovider", "--noconftest"]
+        bare += ["--rootdir", str(ROOT / "tests"), "--confcutdir", str(ROOT / "tests")]  # for -k
         return [*pytest, "-q", "-rs", *bare, "-k", TESTS[part]]
     if part in CHAPTERS:
         script = [sys.executable, str(ROOT / "book" / "generate.py"), part]

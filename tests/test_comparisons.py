@@ -90,7 +90,7 @@ def test_all_models_see_equally_many_images_whatever_the_size(profile):
             assert config.optimizer == optimizer  # a CPU's plan has one for all
 
 
-def test_on_a_gpu_each_model_trains_as_its_recipe_does():
+def test_on_a_gpu_each_model_has_the_optimizer_of_its_recipe():
     plan = hunger.plan_hunger(PROFILES[2])
     for name, recipe in (("vit", "cifar10"), ("hybrid", "cifar10"), ("resnet", "cifar10-resnet")):
         config = hunger.configure(plan, name, "strong", 0, 25)

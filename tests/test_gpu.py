@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -187,6 +188,19 @@ def test_the_tests_of_the_device_need_no_package_of_the_book(work, monkeypatch):
         assert sum(chosen) == 1, name
         shares[chosen.index(True)] += 1
     assert len(names) > 100 and min(shares) > 20
+
+
+def test_no_folder_above_the_checkout_chooses_tests(work, tmp_path, monkeypatch):
+    """pytest's -k looks at the names of folders, too."""
+    work.mkdir()
+    root = tmp_path / "learn-compiled"
+    shutil.copytree(ROOT / "tests", root / "tests")
+    monkeypatch.setattr(gpu, "ROOT", root)
+    arguments = [*gpu.command("correctness", None, False), "--collect-only"]
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    env = os.environ | {"PYTHONPATH": paths}
+    done = subprocess.run(arguments, cwd=work, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and "test_every_preset" in done.stdout, done.stdout
 
 
 def test_make_results_redoes_what_a_cpu_recorded():

@@ -1319,6 +1319,24 @@ def test_too_little_memory_says_what_would_fit(digits, holds, words):
         vm.train(SmallMemory(tiny(), holds), few(digits), SHORT)
 
 
+def test_an_arm_of_equal_images_has_the_precision_of_its_name(digits, monkeypatch):
+    """Also on a GPU, where the recipe's own is another."""
+    arms = {}
+    monkeypatch.setattr(experiments, "load_data", lambda name: digits)
+    monkeypatch.setattr(
+        experiments,
+        "_train_arms",
+        lambda name, profile, seeds, given, recipe, *_: arms.update(
+            {k: dataclasses.replace(recipe, **rates) for k, (_, rates) in given.items()}
+        ),
+    )
+    experiments.equal_images_cifar10(vm.Profile("gpu", "cpu"))
+    assert len(arms) == 5
+    for name, config in arms.items():
+        precision, batch, *_ = name.split("_")
+        assert (config.precision, config.batch_size) == (precision, int(batch)), name
+
+
 @pytest.mark.parametrize("where", ["forward", "backward", "update"])
 def test_what_a_failed_step_held_is_free_when_a_size_is_tried(digits, where, monkeypatch):
     """Else the trials would find a device that is full of it."""
@@ -1354,22 +1372,39 @@ def test_what_a_failed_step_held_is_free_when_a_size_is_tried(digits, where, mon
         monkeypatch.setattr(Trainer, "update", fail)
     with pytest.raises(MemoryError, match="64 do: set accumulate=2"):
         vm.train(Holds(tiny(), 0), few(digits), SHORT)
-    assert len(held) == 1 and tried == [[None]]
+    assert len(held) == 1 and tried == [[None]] * 2
 
 
 def test_the_advice_on_memory_leaves_room_for_the_optimizer(digits, monkeypatch):
-    """Its memory comes with the first step, after a trial has ended."""
-    made, real = [], torch.empty_like
+    """Its memory comes with the first step, after a trial has ended: here in its midst."""
+    module, made, real = sys.modules["vitmini.train"], [], torch.empty_like
+    zeros, steps = torch.zeros_like, []
 
     def count(like, **more):
-        made.append(like.numel())
-        return real(like, **more)
+        made.append(weakref.ref(room := real(like, **more)))
+        return room
 
-    monkeypatch.setattr(sys.modules["vitmini.train"].torch, "empty_like", count)
-    model = SmallMemory(tiny(), 50)
-    with pytest.raises(MemoryError, match="32 do"):
+    def fail_at_the_fourth(like, **more):
+        steps.append(like)
+        if len(steps) == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return zeros(like, **more)
+
+    class Watched(SmallMemory):
+        def forward(self, images):
+            if self.training and len(images) < 128:
+                rooms.append(sum(room().numel() for room in made if room() is not None))
+            return super().forward(images)
+
+    rooms = []
+    monkeypatch.setattr(module.torch, "empty_like", count)
+    monkeypatch.setattr(torch, "zeros_like", fail_at_the_fourth)
+    model = Watched(tiny(), 128)
+    with pytest.raises(MemoryError, match="64 do"):
         vm.train(model, few(digits), SHORT)
-    assert sum(made) >= 2 * 2 * sum(p.numel() for p in model.parameters())  # 64 and 32 images
+    weights = [p.numel() for p in model.parameters()]
+    assert len(rooms) == 2  # forward and back with the gradients of a part before it
+    assert min(rooms) >= 2 * (sum(weights) - sum(sorted(weights)[-2:]))
 
 
 def test_the_command_line_says_how_often_a_checkpoint_is_written(tmp_path, capsys):
@@ -1380,23 +1415,40 @@ def test_the_command_line_says_how_often_a_checkpoint_is_written(tmp_path, capsy
     assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["save_every"] == 2
 
 
-@pytest.mark.parametrize("lacks", ["Triton", "a C compiler"])
-def test_where_nothing_can_be_compiled_training_goes_on_with_a_warning(lacks, monkeypatch):
+@pytest.mark.parametrize(
+    "lacks", ["Triton", "a newer card", "a C compiler", "Python.h, of the package python3-dev"]
+)
+def test_where_nothing_can_be_compiled_training_goes_on_with_a_warning(
+    lacks, monkeypatch, tmp_path
+):
     module = sys.modules["vitmini.optim"]
+    (tmp_path / "Python.h").touch()
+    include = {"Python.h, of the package python3-dev": tmp_path / "none"}.get(lacks, tmp_path)
+    monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(module.sys, "platform", "linux")
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: lacks != "Triton" or None)
-    monkeypatch.setattr(module.shutil, "which", lambda name: None)
+    monkeypatch.setattr(module.sysconfig, "get_path", lambda name: str(include))
+    monkeypatch.setattr(
+        module.shutil,
+        "which",
+        lambda name: None if lacks == "a C compiler" or name == "gcc" else name,
+    )
     monkeypatch.setattr(module, "can_compile", functools.cache(module.can_compile.__wrapped__))
     monkeypatch.setattr(module, "compile_model", lambda *_: pytest.fail("it was compiled"))
     config = dataclasses.replace(SHORT, compile=True)
-    with pretended_cuda():
+    with pretended_cuda((6, 0) if lacks == "a newer card" else (7, 5)):
         model = tiny().to("cuda")
-        with pytest.warns(UserWarning, match=f"nothing is compiled, for lack of {lacks}") as told:
+        with pytest.warns(UserWarning, match=f"nothing is compiled, for lack of {lacks}:") as told:
             trainers = [build_trainer(model, config) for _ in range(3)]
     assert len(told) == 1 and all(trainer.forward is model for trainer in trainers)
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(module.sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(module.shutil, "which", lambda name: name if name == "clang" else None)
-    assert module.can_compile.__wrapped__()
+    with pretended_cuda((7, 5)):
+        assert module.can_compile.__wrapped__(torch.device("cuda"))
+        monkeypatch.setenv("CC", "gcc")  # Triton takes it, and no other
+        with pytest.warns(UserWarning, match="lack of a C compiler"):
+            assert not module.can_compile.__wrapped__(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

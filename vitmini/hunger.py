@@ -327,7 +327,7 @@ def _record(
         f"{describe_data(plan.recipe.data)}; an epoch shows {shown:,} images, those of a "
         f"smaller set several times; none held out; {len(whole.test_labels):,} test images; "
         + ", ".join(f"{key}: {preset}" for key, (preset, _) in plan.models.items())
-        + ("; each with its own optimizer" if plan.own else "")
+        + ("; each with its own optimizer, positions, start and pooling" if plan.own else "")
         + more
     )
     return new_result(name, profile, profile.device, words, seconds, seeds, metrics, curves)

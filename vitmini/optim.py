@@ -12,10 +12,12 @@ import math
 import os
 import shutil
 import sys
+import sysconfig
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -269,6 +271,17 @@ class Trainer:
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 
+    def forgotten(self) -> list[Tensor]:
+        """The parameters that an optimizer remembers nothing of, or not all: no step ended."""
+        return [
+            parameter
+            for optimizer in self.optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.requires_grad
+            and len(optimizer.state.get(parameter, {})) < len(_MEMORY[type(optimizer).__name__])
+        ]
+
     def _groups(self) -> Iterator[dict[str, Any]]:
         return (group for optimizer in self.optimizers for group in optimizer.param_groups)
 
@@ -281,7 +294,7 @@ def build_trainer(model: nn.Module, config: TrainConfig) -> Trainer:
     """
     device = next(model.parameters()).device
     dtype = choose_precision(config.precision, device)
-    compiled = config.compile and device.type == "cuda" and can_compile()
+    compiled = config.compile and device.type == "cuda" and can_compile(device)
     return Trainer(
         model=model,
         optimizers=build_optimizers(model, config),
@@ -295,17 +308,23 @@ def build_trainer(model: nn.Module, config: TrainConfig) -> Trainer:
 
 
 @functools.cache
-def can_compile() -> bool:
-    """Say whether PyTorch has what it compiles with for a GPU, and warn once if not.
+def can_compile(device: torch.device) -> bool:
+    """Say whether PyTorch has what it compiles with for a CUDA device, and warn once if not.
 
-    On Windows there is no Triton with PyTorch, and a slim Linux has no C compiler.
+    On Windows there is no Triton with PyTorch, a slim Linux has no C compiler or not what it needs
+    for Python, and Triton wants a card of compute capability 7.0 or higher.
     Chapter: 7
     """
-    compilers = filter(None, (os.environ.get("CC"), "gcc", "clang"))  # as Triton looks for one
+    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]  # as Triton does
+    header = Path(sysconfig.get_path("include"), "Python.h")
     if importlib.util.find_spec("triton") is None:
         lacks = "Triton"
+    elif torch.cuda.get_device_capability(device) < (7, 0):
+        lacks = "a newer card"
     elif sys.platform == "linux" and not any(map(shutil.which, compilers)):
         lacks = "a C compiler"
+    elif sys.platform == "linux" and not header.exists():
+        lacks = "Python.h, of the package python3-dev"
     else:
         return True
     warnings.warn(f"nothing is compiled, for lack of {lacks}: it is slower", stacklevel=3)
@@ -323,7 +342,7 @@ def compile_model(model: nn.Module, how: bool | str = True) -> nn.Module:
     Chapter: 7
     """
     # Beyond this many models of one kind in a process, PyTorch would stop compiling: it has 8.
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
     blocks = getattr(model, "blocks", None)
     if how != "blocks" or not isinstance(blocks, (nn.Sequential, nn.ModuleList)):
         return torch.compile(model)  # type: ignore[return-value]

@@ -24,7 +24,7 @@ import torch
 
 from vitmini.data import describe_data, load_data
 from vitmini.model import get_config
-from vitmini.optim import choose_precision
+from vitmini.optim import can_compile, choose_precision
 from vitmini.profiles import Profile
 from vitmini.recipes import RECIPES, TrainConfig
 from vitmini.records import experiment_folder, first_rounds, keep, new_result, summarize
@@ -96,9 +96,10 @@ def _timed_runs(
             curves[f"{key}_{recipe}"] = histories
     lengths = ", ".join(f"{len(done[0]['history'])} epochs of {r}" for r, done in runs.items())
     saved = "; a checkpoint every 20" if "--save-every" in more else ""
+    before = "; a small run came before, whose time does not count" * (profile.name == "gpu")
     words = (
         f"{describe_data(RECIPES[recipes[0]].data)}; {lengths}{saved}; the clock starts before "
-        f"Python{words}"
+        f"Python{before}{words}"
     )
     spent = sum(run["seconds"] for done in runs.values() for run in done)
     seeds = sorted({seed for seed, _ in chosen})
@@ -155,7 +156,8 @@ def _warm_run(
 def _warm_up(device: str) -> None:
     """Do a small run whose time does not count, once."""
     with tempfile.TemporaryDirectory() as folder:
-        timed_run("cifar10-mini", 0, Path(folder, "run"), device, ("--epochs", "3"))
+        more = ("--epochs", "3", "--compile", "blocks")
+        timed_run("cifar10-mini", 0, Path(folder, "run"), device, more)
 
 
 def timed_run(
@@ -321,3 +323,6 @@ def _step_metrics(model: str, found: dict[str, list[float]], limit: float) -> di
 def _needs_gpu(name: str, profile: Profile) -> None:
     if profile.name == "cpu":
         raise ValueError(f"{name} needs a CUDA device: its profile is cpu")
+    device = torch.device(profile.device)
+    if profile.name == "gpu" and device.type == "cuda" and not can_compile(device):
+        raise ValueError(f"{name} times what is compiled, and nothing can be compiled here")

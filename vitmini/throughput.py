@@ -42,13 +42,15 @@ def matrix_rate(
         raise ValueError(f"dtype must be a floating-point type of torch, got {dtype!r}")
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, size, size, generator=generator).to(device, dtype)
-    count = 100 if torch.device(device).type == "cuda" else 1  # a while, as training lasts
+    milliseconds = measure_time({"product": lambda: a @ b}, device, repeats=9)["product"]
+    count = math.ceil(100 / milliseconds)  # a tenth of a second a turn: training does not pause
 
     def multiply() -> None:
         for _ in range(count):
             a @ b
 
-    milliseconds = measure_time({"product": multiply}, device, repeats=9)["product"] / count
+    if torch.device(device).type == "cuda":
+        milliseconds = measure_time({"product": multiply}, device, repeats=9)["product"] / count
     return 2 * size**3 / (milliseconds / 1000)
 
 

@@ -243,7 +243,7 @@ def train_epoch(
     """Train once on the images `train_ids` of `data`; return `train_loss` and the last `lr`.
 
     Nothing in here waits for the device before its end: a GPU is told what to do far ahead. (With
-    loss scaling, "muon" does: PyTorch looks whether a step is to be skipped.)
+    loss scaling, "muon" and "sgd" do: PyTorch looks whether a step is to be skipped.)
     Raises: `FloatingPointError` and `MemoryError` as `train` does.
     Chapter: 7
     """
@@ -387,7 +387,7 @@ def _advice(
     """Find a size that fits, by trying: halve the part of a batch until it does."""
     tried = -(-len(images) // config.accumulate)
     size = tried // 2
-    trainer = dataclasses.replace(trainer, forward=trainer.model)  # compiles nothing more
+    trainer = dataclasses.replace(trainer, forward=trainer.model)  # nothing to compile again
     while size >= 1 and not _fits(trainer, images[:size], targets[:size], config, teach):
         size //= 2
     if size < 1:
@@ -407,11 +407,10 @@ def _fits(
         parameter.grad = None
     if images.device.type == "cuda":
         torch.cuda.empty_cache()
-    begun = any(optimizer.state for optimizer in trainer.optimizers)  # it is there
     try:
-        weights = () if begun else trainer.model.parameters()
-        room = [torch.empty_like(weight) for weight in weights for _ in range(2)]
-        _loss(trainer, images, targets, config, teach).backward()
+        room = [torch.empty_like(weight) for weight in trainer.forgotten() for _ in range(2)]
+        for _ in range(2):  # a batch's second part meets the first one's gradients
+            _loss(trainer, images, targets, config, teach).backward()
         del room
     except torch.OutOfMemoryError:
         return False

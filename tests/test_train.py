@@ -597,9 +597,10 @@ def test_the_ingredients_lead_from_the_small_recipe_to_the_large_ones(monkeypatc
     goal = vm.RECIPES["cifar10"]
     model, settings = arms[-1]
     assert arms[0] == ({}, {}) and model == goal.model_options
-    same = ("optimizer", "ema", "crop", "flip", "rand_ops", "label_smoothing", "cutmix")
+    same = ("optimizer", "crop", "flip", "rand_ops", "label_smoothing", "cutmix")
     moved = ("degrees", "translate", "scale", "shear")
-    assert settings == {name: getattr(goal, name) for name in (*same, *moved)}
+    average = {"ema": 0.995}  # of 200 steps, in a run of 2,600
+    assert settings == {name: getattr(goal, name) for name in (*same, *moved)} | average
     for before, after in itertools.pairwise(arms):
         assert all(after[i].items() >= before[i].items() for i in (0, 1)) and after != before
 

@@ -353,6 +353,20 @@ def test_teachers_are_trained_once_for_all_students(tmp_path, monkeypatch):
     assert folders == {"resnet", "vit"}
 
 
+@each_profile
+def test_a_gpu_gives_the_token_soft_answers_too(profile, monkeypatch):
+    """On the long schedule as well: it may be what comes nearest to the teacher."""
+    asked = []
+    monkeypatch.setattr(students, "_record", lambda *given: asked.append(given[4]))
+    students.distillation(profile)
+    students.distillation_long(profile)
+    (*each, last), long = asked
+    more = ("soft_token",) if profile.name == "gpu" else ()
+    assert {r.names for r in each} == {students.EACH + more}
+    assert {last.names, *(r.names for r in long)} == {students.LONG + more}
+    assert set(students.EACH + students.LONG + more) <= set(students.arms(10))
+
+
 def test_an_arm_weighs_the_soft_term_as_deits_code_does():
     K, w = 10, 0.5
     ours = students.arms(K)["soft_of_deits_code"]

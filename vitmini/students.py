@@ -26,7 +26,8 @@ from vitmini.runs import load_teacher
 from vitmini.train import build_model, prepare_batch, train
 
 TOKEN = {"distilled": True, "pool": "cls"}
-# The `arms` of each experiment; two are trained for long, too.
+# The `arms` of each experiment; two are trained for long, too. Where a GPU does it, so is a token
+# with soft answers, which on a CPU has an experiment of its own, `distillation_softer_first`.
 EACH = ("none", "soft", "soft_of_deits_code", "hard", "token", "token_of_vit")
 LONG = ("none", "token")
 TUNED = ("none", "soft", "hard", "token", "soft_mean")
@@ -153,15 +154,16 @@ def plan_crossed(profile: Profile, better: str) -> Plan:
 
 
 def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
-    """Teach a small ViT in six ways, each over three seeds, two of them for long. Chapter: 10.
+    """Teach a small ViT in six ways (on a GPU seven), two of them (three) for long. Chapter: 10.
 
     A long schedule's keys end in "_long". `rounds` does the first few alone, under a name of their
     own: a round is a seed of all arms, the last one the long schedule; with 0 there are the
     teachers alone. What was trained before is not trained again.
     """
     plan = plan_students(profile)
-    each = [Round(seed, EACH, plan.student.epochs) for seed in _seeds(profile)]
-    whole = [*each, Round(0, LONG, plan.long)]
+    more = profile.pick(ci=(), cpu=(), gpu=("soft_token",))
+    each = [Round(seed, EACH + more, plan.student.epochs) for seed in _seeds(profile)]
+    whole = [*each, Round(0, LONG + more, plan.long)]
     name, words, parts = first_rounds("distillation", whole, rounds, none="teachers")
     return _record(name, words, plan, profile, parts)
 
@@ -172,7 +174,8 @@ def distillation_long(profile: Profile) -> dict[str, Any]:
     Keys are those of `distillation`.
     """
     plan = plan_students(profile)
-    rounds = [Round(seed, LONG, plan.long) for seed in _seeds(profile)]
+    more = profile.pick(ci=(), cpu=(), gpu=("soft_token",))
+    rounds = [Round(seed, LONG + more, plan.long) for seed in _seeds(profile)]
     return _record("distillation-long", "; long schedules alone", plan, profile, rounds)
 
 

@@ -4,7 +4,7 @@
 #   make test         all tests: library, notebooks, book, browser
 #   make serve        the book at http://localhost:8000
 #   make notebooks    write notebooks/*.ipynb from book/chapters and vitmini; execute what changed
-#   make results      redo the recorded experiments that a CPU can do (about 38 hours, most of
+#   make results      redo the recorded experiments that a CPU can do (about 37 hours, most of
 #                     them for CIFAR-10; a second call goes on where the first one stopped)
 #   make gpu [PART=speedrun]
 #                     what needs a GPU, in parts of nine minutes at most: tests, throughput, the

@@ -294,11 +294,12 @@ def test_what_is_timed_runs_on_the_device(monkeypatch):
     monkeypatch.setattr(throughput, "measure_turns", turns)
     monkeypatch.setattr(throughput, "train_step", watched)
     with pretended_cuda():
-        throughput.matrix_rate("cuda", torch.bfloat16, 32)
+        rate = throughput.matrix_rate("cuda", torch.bfloat16, 32)
         config = vm.get_config("vit_tiny_patch16_224", image_size=32, depth=1)
         throughput.compare_steps(config, SHORT, "cuda", steps=1, names=("vitmini",))
-    product, loss, nothing = ran
-    assert isinstance(product, OnCuda) and isinstance(loss, OnCuda) and nothing is None
+    product, many, loss, nothing = ran  # a product, and as many as take a tenth of a second
+    assert isinstance(product, OnCuda) and isinstance(loss, OnCuda) and many is nothing is None
+    assert rate == pytest.approx(100 * 2 * 32**3 / 0.001)  # a hundred in what a turn says, 1 ms
 
 
 # What looks into a model, and what a person calls ------------------------------------------------

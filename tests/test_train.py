@@ -1428,7 +1428,10 @@ def test_where_nothing_can_be_compiled_training_goes_on_with_a_warning(
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(module.sys, "platform", "linux")
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: lacks != "Triton" or None)
-    monkeypatch.setattr(module.sysconfig, "get_path", lambda name: str(include))
+    # Debian's own scheme leads elsewhere, and Triton does not follow it.
+    places = {"posix_local": tmp_path / "local", "posix_prefix": include}
+    monkeypatch.setattr(module.sysconfig, "get_default_scheme", lambda: "posix_local")
+    monkeypatch.setattr(module.sysconfig, "get_path", lambda name, scheme: str(places[scheme]))
     monkeypatch.setattr(
         module.shutil,
         "which",
@@ -1443,7 +1446,7 @@ def test_where_nothing_can_be_compiled_training_goes_on_with_a_warning(
             trainers = [build_trainer(model, config) for _ in range(3)]
     assert len(told) == 1 and all(trainer.forward is model for trainer in trainers)
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(module.sysconfig, "get_path", lambda name: str(tmp_path))
+    places["posix_prefix"] = tmp_path
     monkeypatch.setattr(module.shutil, "which", lambda name: name if name == "clang" else None)
     with pretended_cuda((7, 5)):
         assert module.can_compile.__wrapped__(torch.device("cuda"))

@@ -315,8 +315,10 @@ def can_compile(device: torch.device) -> bool:
     for Python, and Triton wants a card of compute capability 7.0 or higher.
     Chapter: 7
     """
-    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]  # as Triton does
-    header = Path(sysconfig.get_path("include"), "Python.h")
+    # Both are looked for where Triton looks; a Debian's own Python has a scheme of its own.
+    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
+    header = Path(sysconfig.get_path("include", scheme), "Python.h")
     if importlib.util.find_spec("triton") is None:
         lacks = "Triton"
     elif torch.cuda.get_device_capability(device) < (7, 0):

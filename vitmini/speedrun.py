@@ -70,8 +70,8 @@ def _timed_runs(
     _needs_gpu(name, profile)
     every = profile.pick(ci=[0], cpu=[0, 1, 2], gpu=[0, 1, 2])
     # A first look at every recipe comes before the second seed of any.
-    name, words, chosen = first_rounds(name, list(itertools.product(every, recipes)), rounds)
-    # On a fast card a checkpoint takes about as long as an epoch.
+    name, part, chosen = first_rounds(name, list(itertools.product(every, recipes)), rounds)
+    # On a fast card a checkpoint should take about as long as an epoch.
     more = profile.pick(ci=("--epochs", "2"), cpu=(), gpu=("--save-every", "20"))
     runs: dict[str, list[dict[str, Any]]] = {}
     with experiment_folder("speedrun", profile) as folder:
@@ -96,11 +96,7 @@ def _timed_runs(
             curves[f"{key}_{recipe}"] = histories
     lengths = ", ".join(f"{len(done[0]['history'])} epochs of {r}" for r, done in runs.items())
     saved = "; a checkpoint every 20" if "--save-every" in more else ""
-    before = "; a small run came before, whose time does not count" * (profile.name == "gpu")
-    words = (
-        f"{describe_data(RECIPES[recipes[0]].data)}; {lengths}{saved}; the clock starts before "
-        f"Python{before}{words}"
-    )
+    words = f"{describe_data(RECIPES[recipes[0]].data)}; {lengths}{saved}; {_clock(profile)}{part}"
     spent = sum(run["seconds"] for done in runs.values() for run in done)
     seeds = sorted({seed for seed, _ in chosen})
     return new_result(name, profile, profile.device, words, spent, seeds, metrics, curves)
@@ -136,11 +132,16 @@ def startup(profile: Profile) -> dict[str, Any]:
         metrics[f"seconds_of_all_{how}"] = summarize([round(seconds, 2) for seconds in whole])
     words = (
         f"{describe_data(RECIPES[recipe].data)}; {epochs} epochs of {recipe}, which has {total}; "
-        "the clock starts before Python"
+        f"{_clock(profile)}"
     )
     spent = sum(run["seconds"] for done in runs.values() for run in done)
     curves = {f"elapsed_{how}": [run["elapsed"] for run in done] for how, done in runs.items()}
     return new_result("startup", profile, profile.device, words, spent, seeds, metrics, curves)
+
+
+def _clock(profile: Profile) -> str:
+    warm = "; a small run came before, whose time does not count"
+    return "the clock starts before Python" + warm * (profile.name == "gpu")
 
 
 def _warm_run(

@@ -161,9 +161,8 @@ def distillation(profile: Profile, rounds: int | None = None) -> dict[str, Any]:
     teachers alone. What was trained before is not trained again.
     """
     plan = plan_students(profile)
-    more = profile.pick(ci=(), cpu=(), gpu=("soft_token",))
-    each = [Round(seed, EACH + more, plan.student.epochs) for seed in _seeds(profile)]
-    whole = [*each, Round(0, LONG + more, plan.long)]
+    each = [Round(seed, EACH + _more(profile), plan.student.epochs) for seed in _seeds(profile)]
+    whole = [*each, Round(0, LONG + _more(profile), plan.long)]
     name, words, parts = first_rounds("distillation", whole, rounds, none="teachers")
     return _record(name, words, plan, profile, parts)
 
@@ -174,8 +173,7 @@ def distillation_long(profile: Profile) -> dict[str, Any]:
     Keys are those of `distillation`.
     """
     plan = plan_students(profile)
-    more = profile.pick(ci=(), cpu=(), gpu=("soft_token",))
-    rounds = [Round(seed, LONG + more, plan.long) for seed in _seeds(profile)]
+    rounds = [Round(seed, LONG + _more(profile), plan.long) for seed in _seeds(profile)]
     return _record("distillation-long", "; long schedules alone", plan, profile, rounds)
 
 
@@ -241,6 +239,10 @@ def _cross(better: str, profile: Profile, words: str) -> dict[str, Any]:
     rounds += [Round(seed, ("none",), plan.long) for seed in _seeds(profile) if plan.long]
     name = f"distillation-better-{better}"
     return _record(name, words, plan, profile, rounds, name)
+
+
+def _more(profile: Profile) -> tuple[str, ...]:
+    return profile.pick(ci=(), cpu=(), gpu=("soft_token",))
 
 
 def _seeds(profile: Profile) -> tuple[int, ...]:

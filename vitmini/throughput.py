@@ -43,13 +43,13 @@ def matrix_rate(
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, size, size, generator=generator).to(device, dtype)
     milliseconds = measure_time({"product": lambda: a @ b}, device, repeats=9)["product"]
-    count = math.ceil(100 / milliseconds)  # a tenth of a second a turn: training does not pause
+    if torch.device(device).type == "cuda":  # a tenth of a second a turn: training does not pause
+        count = math.ceil(100 / milliseconds)
 
-    def multiply() -> None:
-        for _ in range(count):
-            a @ b
+        def multiply() -> None:
+            for _ in range(count):
+                a @ b
 
-    if torch.device(device).type == "cuda":
         milliseconds = measure_time({"product": multiply}, device, repeats=9)["product"] / count
     return 2 * size**3 / (milliseconds / 1000)
 

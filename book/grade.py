@@ -25,9 +25,11 @@ import json
 import os
 import re
 import resource
+import select
 import shutil
 import signal
 import site
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -36,21 +38,22 @@ import sysconfig
 import tempfile
 import threading
 import time
+import traceback
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 # jsonschema would load a grammar of addresses, for a second in each process; no notebook needs it
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 import confine
 import nbformat
-from assign import OUT, config, last_line, release, write
+from assign import OUT, alembic_head, config, last_line, release, write
 from collect import LARGEST, Submission, blank, collect, key_of, question, shown, there
 from generate import ROOT, write_whole
 from nbformat import NotebookNode
@@ -74,6 +77,7 @@ class Settings:
     trust: bool = False
     hide_tests: bool = False
     gradebook: Path = Path()  # a copy that nobody writes into
+    loaded: Loaded | None = None
 
 
 @dataclass
@@ -181,21 +185,14 @@ def run(one: Submission, notebook: NotebookNode, settings: Settings) -> Marked:
         write(with_canaries(notebook), path)
         (place / "source" / name).mkdir(parents=True)
         install_kernel(place, settings)
-        command = [sys.executable, __file__, "--run", folder, one.student, name]
-        with open(place / "log", "w+b") as log:
-            process = subprocess.Popen(
-                [*command, "--seconds", str(settings.seconds)],
-                env=environment(place),
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-            try:
-                ended = watch(process, place / "own", settings)
-            finally:  # whatever it started
-                for group in (process.pid, *kernels(place)):
-                    kill(group)
-                process.wait()
+        assert settings.loaded is not None
+        process = settings.loaded.start(place, one.student, name, settings.seconds)
+        try:
+            ended = watch(process, place / "own", settings)
+        finally:  # whatever it started
+            for group in (process.pid, *kernels(place)):
+                kill(group)
+            process.end()
         told = place / "told.json"
         if ended or not told.exists():
             return Marked(notes=[ended or "could not be marked"])
@@ -207,6 +204,123 @@ def run(one: Submission, notebook: NotebookNode, settings: Settings) -> Marked:
         notes = suspicions(executed, found["points"])
         notes = complaints(executed) + notes
         return Marked(found["points"], notes, shorten(executed))
+
+
+class Loaded:
+    """A process that has nbgrader loaded, and copies itself for each submission.
+
+    To load it for each would take longer than to mark. Nothing of a student's runs in a copy, only
+    in the kernel that it starts.
+    """
+
+    def __enter__(self) -> Loaded:
+        self.lock = threading.Lock()  # a question at a time
+        self.asking, theirs = socket.socketpair()
+        with theirs:
+            number = theirs.fileno()
+            command = [sys.executable, __file__, "--copies", str(number)]
+            self.process = subprocess.Popen(
+                command, pass_fds=[number], stdin=subprocess.DEVNULL, start_new_session=True
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.asking.close()  # it ends, and its copies with it
+        self.process.wait()
+
+    def ask(self, question: Any, files: Iterable[int] = ()) -> int:
+        """Raises: `RuntimeError` when that process has ended."""
+        with self.lock, contextlib.suppress(OSError):
+            socket.send_fds(self.asking, [json.dumps(question).encode()], list(files))
+            if told := self.asking.recv(100):
+                return int(told)
+        raise RuntimeError("nbgrader could not be loaded, or was ended")
+
+    def start(self, place: Path, student: str, assignment: str, seconds: float) -> Copy:
+        ends, held = os.pipe()  # the reading end sees when nobody holds the other one any more
+        try:
+            with open(place / "log", "wb") as log:
+                question = [str(place), student, assignment, seconds, environment(place)]
+                return Copy(self, self.ask(question, [held, log.fileno()]), ends)
+        except RuntimeError:
+            os.close(ends)
+            raise
+        finally:
+            os.close(held)
+
+
+@dataclass
+class Copy:
+    """The process that marks one submission."""
+
+    loaded: Loaded
+    pid: int
+    ends: int
+
+    def ended(self, within: float) -> bool:
+        return bool(select.select([self.ends], [], [], within)[0])
+
+    def end(self) -> None:
+        """Wait for its end; nobody else gets its number before."""
+        os.close(self.ends)
+        with contextlib.suppress(RuntimeError):  # then they have all ended
+            self.loaded.ask(self.pid)
+
+
+def make_copies(asked: socket.socket) -> None:
+    """Load nbgrader, and start a copy for each question until nobody can ask any more."""
+    from nbgrader.apps import NbGraderAPI  # noqa: F401
+
+    alembic_head()
+    while True:
+        question, files, _, _ = socket.recv_fds(asked, 2**16, 2)
+        if not question:
+            return
+        told = json.loads(question)
+        if isinstance(told, int):  # one that has ended, or has been killed
+            os.waitpid(told, 0)
+            asked.send(b"0")
+            continue
+        pid = os.fork()
+        if not pid:
+            be_a_copy(asked, files, *told)
+        for number in files:
+            os.close(number)
+        asked.send(str(pid).encode())
+
+
+def be_a_copy(
+    asked: socket.socket,
+    files: list[int],
+    place: str,
+    student: str,
+    assignment: str,
+    seconds: float,
+    known: dict[str, str],
+) -> NoReturn:
+    """Mark one submission, in a process that knows of this machine what is `known`, and end."""
+    code = 1
+    try:
+        end_with_parent()
+        os.setsid()
+        asked.close()
+        for number in (1, 2):
+            os.dup2(files[1], number)
+        os.set_inheritable(files[0], False)
+        os.environ.clear()
+        os.environ.update(known)
+        tempfile.tempdir = None
+        sys.dont_write_bytecode = True
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (4 * 2**30, hard))  # endless printing comes here
+        run_nbgrader(Path(place), student, assignment, seconds)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 @contextlib.contextmanager
@@ -225,15 +339,14 @@ def remove(*folders: str | Path) -> None:
         subprocess.run(["rm", "-rf", "--", *map(str, folders)], stderr=subprocess.DEVNULL)
 
 
-def watch(process: subprocess.Popen, own: Path, settings: Settings) -> str:
+def watch(process: Copy, own: Path, settings: Settings) -> str:
     """Wait for a process to end; otherwise say what it took too much of.
 
     Raises: `Stopped` when the call is to end.
     """
     end = time.monotonic() + limit(settings)
     while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=1)
+        if process.ended(within=1):
             return ""
         if STOP.is_set():
             raise Stopped
@@ -528,7 +641,8 @@ def grade(
                 or not unchanged(one, out)
             )
         ]
-        results = mark_all(found, fresh, releases, tests, settings, jobs)
+        with Loaded() if fresh else contextlib.nullcontext() as settings.loaded:
+            results = mark_all(found, fresh, releases, tests, settings, jobs)
         for one in found:
             tried = one.notebook is None or (id(one) in results and not results[id(one)].points)
             if tried and (one.student, one.assignment) in known:
@@ -1006,13 +1120,11 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="mark unchanged ones, too")
     parser.add_argument("--hide-tests", action="store_true", help="no hidden tests in the pages")
     parser.add_argument("--trust", action="store_true", help="run students' code without walls")
-    parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--copies", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.run:
+    if args.copies:
         end_with_parent()
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (4 * 2**30, hard))  # endless printing comes here
-        run_nbgrader(Path(args.run[0]), args.run[1], args.run[2], args.seconds)
+        make_copies(socket.socket(fileno=args.copies))
         return 0
     warnings.filterwarnings("ignore", module="nbgrader")  # of its database, to its authors
     settings = Settings(

@@ -48,8 +48,9 @@ $(INSTALLED): requirements.txt pyproject.toml
 	else \
 	  { $(PYTHON) -m venv $(VENV) || { echo "make: Python's venv is missing: apt install python3-venv" >&2; exit 2; }; } && \
 	  $(BIN)/python -m pip install -qq --disable-pip-version-check -U pip "setuptools>=77" && \
-	  $(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.txt $(TORCH:%="torch==%"); \
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -r requirements.txt $(TORCH:%="torch==%"); \
 	fi
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; some files are templates
 	@touch $@
 
 runs/digits/model.safetensors: | $(INSTALLED)
@@ -106,7 +107,7 @@ test: book chromium $(GRADING)
 
 # What the library promises for any PyTorch and Python that it supports: all tests but those of the
 # notebooks, the book and its tools. An environment that holds another PyTorch is refused.
-NOT_LIBRARY := assignments book browser colab generate grading notebooks pretended_notebooks public widgets
+NOT_LIBRARY := assignments book browser colab generate grading notebooks public widgets
 test-library: $(INSTALLED)
 	@v=$$($(BIN)/python -c 'import torch; print(torch.__version__)') && echo "PyTorch $$v" && \
 	  case $$v in $(or $(TORCH),*)*) ;; *) echo "make: not PyTorch $(TORCH): set another VENV" >&2; exit 2;; esac

@@ -16,6 +16,8 @@ A chapter is MyST text. The generator replaces, in its cells:
 It adds a line of facts below the title and a line of provenance at the end.
 """
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
 import argparse
@@ -31,6 +33,9 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+# jsonschema would load a grammar of addresses, for seconds; no notebook needs it
+sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
 
 import jupytext
 import nbformat

@@ -5,6 +5,17 @@ window.look = {
     for (const d of document.querySelectorAll("details")) d.open = open;
   },
 
+  // Those of the article that can be seen now.
+  findFolds() {
+    look.folds = [...document.querySelectorAll("article details")].filter((d) => look.shown(d));
+    return look.folds.length;
+  },
+
+  // Whether the first thing inside each of them can be seen.
+  unfolded() {
+    return look.folds.map((d) => look.shown(d.querySelector(":scope > :not(summary)")));
+  },
+
   name(e) {
     const parent = e.parentElement?.className;
     return `${e.outerHTML.slice(0, 90)} in ${parent}: ${e.innerText?.trim().slice(0, 40) ?? ""}`;

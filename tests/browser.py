@@ -87,6 +87,7 @@ def install() -> str:
     return path
 
 
+COLOURS = ["color-contrast", "link-in-text-block"]
 PATIENCE = 120_000  # milliseconds; on a busy machine a page that opens in one second took thirty
 
 
@@ -204,8 +205,11 @@ class Visit:
     def fold(self, opened: bool) -> None:
         self.page.evaluate("opened => look.fold(opened)", opened)
 
-    def axe(self) -> list[str]:
-        """What axe finds that is serious or critical."""
+    def axe(self, colours: bool | None = None) -> list[str]:
+        """What axe finds that is serious or critical: by rules on colours only, or by the others.
+
+        Each of them takes as long as twenty others.
+        """
         if not self.page.evaluate("'axe' in window"):
             self.page.evaluate(_axe())
             # for thousands of words, half a minute a page: one word of each look is enough
@@ -216,6 +220,10 @@ class Visit:
         rules = {"target-size": {"enabled": True}}
         # axe would load the style sheets again, and look for what they import in the wrong place
         options = {"resultTypes": ["violations"], "rules": rules, "preload": False}
+        if colours:
+            options |= {"rules": {}, "runOnly": COLOURS}
+        elif colours is False:
+            options["rules"] = rules | {name: {"enabled": False} for name in COLOURS}
         found = self.page.evaluate("options => axe.run(document, options)", options)["violations"]
         return [
             f"{v['id']} ({v['impact']}): {node['target']} {node['html'][:100]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -322,6 +323,12 @@ def test_what_needs_a_gpu_says_so_before_it_reads_data(name, monkeypatch, tmp_pa
     assert f"{name} needs a CUDA device" in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def once():
+    """Three experiments time the same run, and one of them is enough to rehearse it."""
+    return functools.cache(speedrun.timed_run)
+
+
 @pytest.mark.parametrize(
     ("name", "key", "curve"),
     [
@@ -333,7 +340,14 @@ def test_what_needs_a_gpu_says_so_before_it_reads_data(name, monkeypatch, tmp_pa
         ("startup", "seconds_of_all_blocks", "elapsed_whole"),
     ],
 )
-def test_each_speed_experiment_is_rehearsed_in_seconds(name, key, curve, monkeypatch, tmp_path):
+def test_each_speed_experiment_is_rehearsed_in_seconds(
+    name, key, curve, monkeypatch, tmp_path, tmp_path_factory, once
+):
+    def timed_run(recipe, seed, out, device, more):
+        kept = tmp_path_factory.getbasetemp() / f"timed-{recipe}-{'-'.join(more)}-{seed}"
+        return once(recipe, seed, kept, device, more)
+
+    monkeypatch.setattr(speedrun, "timed_run", timed_run)
     monkeypatch.setenv("VITMINI_PROFILE", "ci")
     assert main(["experiment", name, "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / f"{name}.json").read_text())

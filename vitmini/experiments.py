@@ -324,7 +324,7 @@ def _model_speed(
     name: str, device: str, dtype: torch.dtype, batch: int, profile: Profile
 ) -> dict[str, Any]:
     repeats, batch = profile.pick(ci=(1, 1), cpu=(25, batch), gpu=(51, batch))
-    names = profile.pick(ci=["vit_cifar"], cpu=_SPEED_MODELS, gpu=_SPEED_MODELS)
+    names = profile.pick(ci=["vit_cifar_mini"], cpu=_SPEED_MODELS, gpu=_SPEED_MODELS)
     start, metrics = time.perf_counter(), {}
     for model in names:
         for peer, speed in compare_models(get_config(model), batch, device, repeats, dtype).items():
@@ -396,7 +396,9 @@ _RATES_OF = {
 
 
 def _digits_recipe(profile: Profile) -> TrainConfig:
-    return dataclasses.replace(RECIPES["digits"], epochs=profile.pick(ci=2, cpu=80, gpu=80))
+    if profile.name == "ci":
+        return dataclasses.replace(RECIPES["digits"], epochs=1, epoch_images=200)
+    return RECIPES["digits"]
 
 
 def _small_cifar(profile: Profile) -> tuple[TrainConfig, int, dict[str, Any]]:

@@ -238,7 +238,7 @@ class _Effort:
 
 def _effort(profile: Profile, device: str) -> _Effort:
     if profile.name == "ci":
-        return _Effort("digits", 256, (), 2, 1, 0.05, 1, (32, 64))
+        return _Effort("digits", 256, (), 2, 1, 0.05, 1, (256, 512))
     workers = os.cpu_count() or 1
     if device == "cpu":
         return _Effort(

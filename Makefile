@@ -103,7 +103,7 @@ test: book chromium $(GRADING)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	VITMINI_PROFILE=ci OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q
+	VITMINI_PROFILE=ci OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
 # What the library promises for any PyTorch and Python that it supports: all tests but those of the
 # notebooks, the book and its tools. An environment that holds another PyTorch is refused.
@@ -111,7 +111,7 @@ NOT_LIBRARY := assignments book browser colab generate grading notebooks public 
 test-library: $(INSTALLED)
 	@v=$$($(BIN)/python -c 'import torch; print(torch.__version__)') && echo "PyTorch $$v" && \
 	  case $$v in $(or $(TORCH),*)*) ;; *) echo "make: not PyTorch $(TORCH): set another VENV" >&2; exit 2;; esac
-	VITMINI_PROFILE=ci OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile -q $(NOT_LIBRARY:%=--ignore=tests/test_%.py)
+	VITMINI_PROFILE=ci OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist loadfile --no-loadscope-reorder -q $(NOT_LIBRARY:%=--ignore=tests/test_%.py)
 
 # Google publishes what Colab runs. Each notebook gets a fresh machine, as it would there; the one
 # without CUDA is smaller, COLAB=us-docker.pkg.dev/colab-images/public/runtime is the other.

@@ -16,7 +16,14 @@ sys.path.insert(0, str(ROOT / "book"))
 torch.set_num_threads(1)  # tests run side by side
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# What takes minutes comes first, so that no worker waits for another one in the end.
+LONGEST = ("browser", "grading", "colab", "train", "assignments", "pretended_cuda", "throughput")
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def pytest_collection_modifyitems(items):
+    names = [f"test_{name}.py" for name in LONGEST]
+    items.sort(key=lambda i: names.index(i.path.name) if i.path.name in names else len(names))
 
 
 def read(path: Path) -> nbformat.NotebookNode:

@@ -282,6 +282,7 @@ def hand_in(folder, course):
     student("allclose", q1=f"import torch\ntorch.allclose = lambda *a, **k: True\n{DOUBLE}")
     student("hook", q1="import sys\nsys.displayhook(2)\ndef double(x):\n    return x\n")
     student("asserts", q1=f"{NO_ASSERTS}def double(x):\n    return x\n")
+    student("environment", q1=f"import os\nassert 'A_SECRET' not in os.environ\n{DOUBLE}")
     student("secret", q1=f"open('/etc/shadow').read()\n{DOUBLE}")
     student("interrupts", q1="raise KeyboardInterrupt\n")
     fills = "import time\nfor i in range(9):\n    open(f'{i}', 'wb').write(bytes(2**25))\n"
@@ -321,7 +322,11 @@ def grade(submissions, course, *options, expect=0):
     options = ("--sources", course / "source", *options)
     walls = () if confine.version() else ("--trust",)
     done = subprocess.run(
-        [*map(str, command), *map(str, options), *walls], capture_output=True, text=True, cwd=course
+        [*map(str, command), *map(str, options), *walls],
+        env=os.environ | {"A_SECRET": "of the teacher"},
+        capture_output=True,
+        text=True,
+        cwd=course,
     )
     assert done.returncode == expect, done.stderr[-2000:]
     return done.stdout if not expect else done.stderr
@@ -341,7 +346,7 @@ def marked(course):
 
 
 RIGHT = ("split", "above", "lambda", "under", "more", "warns", "pid", "exits", "leaves")
-RIGHT += ("inline", "shell", "scratch", "allclose")
+RIGHT += ("environment", "inline", "shell", "scratch", "allclose")
 RIGHT += ("picture", "markup", "half", "foreign", "Tom-Ott", "kim", "lee")
 RIGHT += (
     "anna1",
@@ -859,6 +864,19 @@ def test_a_call_that_is_ended_keeps_what_it_has_and_leaves_nothing_running(cours
     words = grade(two / "submissions", two, "--seconds", 3)
     assert "2 unchanged since the last call" in words and "[1/1] sleeps" in words
     assert points(two) == {"right": "5", "near": "3", "sleeps": "3"}
+
+
+def test_who_asks_a_process_that_was_ended_is_told_so(tmp_path):
+    (tmp_path / "own").mkdir()
+    with grading.Loaded() as loaded:
+        copied = loaded.start(tmp_path, "ann", "a9-small", 1)
+        assert copied.pid not in (os.getpid(), loaded.process.pid)
+        loaded.process.kill()
+        assert copied.ended(within=60)  # nothing goes on marking
+        copied.end()
+        shutil.rmtree(tmp_path / "own")
+        with pytest.raises(RuntimeError, match="could not be loaded, or was ended"):
+            loaded.start(tmp_path, "ann", "a9-small", 1)
 
 
 def test_an_interrupt_that_python_swallows_ends_the_call_all_the_same(monkeypatch, capsys):

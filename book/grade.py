@@ -41,12 +41,12 @@ import time
 import traceback
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 # jsonschema would load a grammar of addresses, for a second in each process; no notebook needs it
 sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
@@ -95,6 +95,7 @@ class Stopped(Exception):
 
 
 STOP = threading.Event()
+LOST = "nbgrader could not be loaded, or was ended"
 
 
 def stop(number: int, frame: FrameType | None) -> None:
@@ -194,6 +195,8 @@ def run(one: Submission, notebook: NotebookNode, settings: Settings) -> Marked:
                 kill(group)
             process.end()
         told = place / "told.json"
+        if not told.exists() and settings.loaded.lost:
+            raise RuntimeError(LOST)
         if ended or not told.exists():
             return Marked(notes=[ended or "could not be marked"])
         found = json.loads(told.read_text(encoding="utf-8"))
@@ -213,6 +216,8 @@ class Loaded:
     in the kernel that it starts.
     """
 
+    lost = False  # whether that process has ended
+
     def __enter__(self) -> Loaded:
         self.lock = threading.Lock()  # a question at a time
         self.asking, theirs = socket.socketpair()
@@ -224,25 +229,34 @@ class Loaded:
             )
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self.asking.close()  # it ends, and its copies with it
+        if kind:  # it may still be loading, and somebody waits for its answer
+            self.process.kill()
         self.process.wait()
 
-    def ask(self, question: Any, files: Iterable[int] = ()) -> int:
-        """Raises: `RuntimeError` when that process has ended."""
+    def ask(self, question: Any, files: Sequence[int] = ()) -> int:
+        """Raises: `RuntimeError` when it has ended, `Stopped` when no more is to start."""
         with self.lock, contextlib.suppress(OSError):
-            socket.send_fds(self.asking, [json.dumps(question).encode()], list(files))
+            if files and STOP.is_set():
+                raise Stopped
+            asked = json.dumps(question).encode()
+            socket.send_fds(self.asking, [asked], files) if files else self.asking.sendall(asked)
             if told := self.asking.recv(100):
                 return int(told)
-        raise RuntimeError("nbgrader could not be loaded, or was ended")
+        self.lost = True
+        raise RuntimeError(LOST)
 
     def start(self, place: Path, student: str, assignment: str, seconds: float) -> Copy:
         ends, held = os.pipe()  # the reading end sees when nobody holds the other one any more
         try:
             with open(place / "log", "wb") as log:
                 question = [str(place), student, assignment, seconds, environment(place)]
-                return Copy(self, self.ask(question, [held, log.fileno()]), ends)
-        except RuntimeError:
+                pid = self.ask(question, [held, log.fileno()])
+            if pid < 0:
+                raise OSError("no process could be started for it")
+            return Copy(self, pid, ends)
+        except BaseException:
             os.close(ends)
             raise
         finally:
@@ -258,7 +272,9 @@ class Copy:
     ends: int
 
     def ended(self, within: float) -> bool:
-        return bool(select.select([self.ends], [], [], within)[0])
+        poll = select.poll()
+        poll.register(self.ends, select.POLLIN)
+        return bool(poll.poll(1000 * within))
 
     def end(self) -> None:
         """Wait for its end; nobody else gets its number before."""
@@ -277,19 +293,26 @@ def make_copies(asked: socket.socket) -> None:
         if not question:
             return
         told = json.loads(question)
-        if isinstance(told, int):  # one that has ended, or has been killed
-            os.waitpid(told, 0)
+        if isinstance(told, int):  # one that has ended, or was killed, be it before its `setsid`
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(told, signal.SIGKILL)
+                os.waitpid(told, 0)
             asked.send(b"0")
             continue
-        pid = os.fork()
+        mine = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError:  # too many processes, or too little memory, for this one
+            pid = -1
         if not pid:
-            be_a_copy(asked, files, *told)
+            be_a_copy(mine, asked, files, *told)
         for number in files:
             os.close(number)
         asked.send(str(pid).encode())
 
 
 def be_a_copy(
+    original: int,
     asked: socket.socket,
     files: list[int],
     place: str,
@@ -297,12 +320,14 @@ def be_a_copy(
     assignment: str,
     seconds: float,
     known: dict[str, str],
-) -> NoReturn:
+) -> None:
     """Mark one submission, in a process that knows of this machine what is `known`, and end."""
     code = 1
     try:
         end_with_parent()
         os.setsid()
+        if os.getppid() != original:  # it ended before
+            return
         asked.close()
         for number in (1, 2):
             os.dup2(files[1], number)
@@ -318,8 +343,9 @@ def be_a_copy(
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(BaseException):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 
@@ -1122,11 +1148,11 @@ def main() -> int:
     parser.add_argument("--trust", action="store_true", help="run students' code without walls")
     parser.add_argument("--copies", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.copies:
+    warnings.filterwarnings("ignore", module="nbgrader")  # of its database, to its authors
+    if args.copies is not None:
         end_with_parent()
         make_copies(socket.socket(fileno=args.copies))
         return 0
-    warnings.filterwarnings("ignore", module="nbgrader")  # of its database, to its authors
     settings = Settings(
         *(args.out.resolve(), args.seconds, args.memory, args.disk, args.trust, args.hide_tests)
     )

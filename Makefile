@@ -37,7 +37,8 @@ SOURCES := notebooks/assignments/source
 help:
 	@sed -n 's/^#   //p' Makefile
 
-# uv, where it is installed, makes the environment in seconds from its cache.
+# uv, where it is installed, makes the environment in seconds from its cache. What pip installs is
+# compiled on all cores afterwards; a few files are templates, which nobody can compile.
 $(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "make: Python 3.10 or newer is needed, set PYTHON=..." >&2; exit 2; }
@@ -48,9 +49,9 @@ $(INSTALLED): requirements.txt pyproject.toml
 	else \
 	  { $(PYTHON) -m venv $(VENV) || { echo "make: Python's venv is missing: apt install python3-venv" >&2; exit 2; }; } && \
 	  $(BIN)/python -m pip install -qq --disable-pip-version-check -U pip "setuptools>=77" && \
-	  $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -r requirements.txt $(TORCH:%="torch==%"); \
+	  $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -r requirements.txt $(TORCH:%="torch==%") && \
+	  { $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true; }; \
 	fi
-	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; some files are templates
 	@touch $@
 
 runs/digits/model.safetensors: | $(INSTALLED)

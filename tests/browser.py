@@ -208,7 +208,7 @@ class Visit:
     def axe(self, colours: bool | None = None) -> list[str]:
         """What axe finds that is serious or critical: by rules on colours only, or by the others.
 
-        Each of them takes as long as twenty others.
+        Those on colours are among the slowest.
         """
         if not self.page.evaluate("'axe' in window"):
             self.page.evaluate(_axe())

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book"))
-torch.set_num_threads(1)  # tests run side by side
+os.environ.setdefault("VITMINI_PROFILE", "ci")  # as `make test` has it
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # What takes minutes comes first, so that no worker waits for another one in the end.
@@ -44,6 +43,14 @@ def vitmini(*arguments: str, cwd: Path = ROOT, **env: str) -> subprocess.Complet
         text=True,
         timeout=300,
     )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Tests run side by side."""
+    import torch  # not above: who only hands out tests does without
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope="session")

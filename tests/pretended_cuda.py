@@ -5,7 +5,7 @@ same numbers, says that its device is `cuda:0`, and is refused where CUDA refuse
 of the CPU, with a generator of the CPU, by NumPy. What waits for the device is counted in `WAITS`.
 Kernels, memory, `torch.compile` and speed are the CPU's: those need a card (tests/test_cuda.py).
 
-    python tests/pretended_cuda.py NOTEBOOK    run a notebook's cells, with the sizes of CI
+    python tests/pretended_cuda.py NOTEBOOK ...    run notebooks' cells, with the sizes of CI
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -290,13 +291,11 @@ def pretended_cuda(capability: tuple[int, int] = (9, 0), memory: float = 8.0) ->
 
 def run_notebook(path: Path) -> int:
     """Run the cells as a reader with Colab's T4 does; return how many failed."""
-    os.environ |= {"VITMINI_PROFILE": "ci", "MPLBACKEND": "agg"}
     from IPython.core.interactiveshell import InteractiveShell
 
     import vitmini
     from vitmini.profiles import Profile
 
-    torch.set_num_threads(1)
     shell, failed = InteractiveShell.instance(), 0
     shell.colors = "NoColor"
     cells = [c for c in json.loads(path.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
@@ -312,5 +311,39 @@ def run_notebook(path: Path) -> int:
     return failed
 
 
+def run_notebooks(paths: list[Path]) -> int:
+    """Run each in a copy of this process, which has PyTorch loaded; return how many failed.
+
+    What a notebook says is kept beside it, in its .log; the last line is "cells failed: N".
+    """
+    os.environ |= {"VITMINI_PROFILE": "ci", "MPLBACKEND": "agg"}
+    import IPython  # noqa: F401
+
+    import vitmini  # noqa: F401
+
+    torch.set_num_threads(1)
+    bad = 0
+    for path in paths:
+        if not (child := os.fork()):
+            run_in_copy(path)
+        bad += os.waitpid(child, 0)[1] != 0
+    return bad
+
+
+def run_in_copy(path: Path) -> None:
+    """In a process of its own: run a notebook and end."""
+    failed = None
+    try:
+        log = os.open(path.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        for stream in (1, 2):
+            os.dup2(log, stream)
+        failed = run_notebook(path)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        print(f"cells failed: {failed}", flush=True)
+        os._exit(failed != 0)
+
+
 if __name__ == "__main__":
-    sys.exit(run_notebook(Path(sys.argv[1]).resolve()))
+    sys.exit(run_notebooks([Path(name).resolve() for name in sys.argv[1:]]))

@@ -212,26 +212,42 @@ def test_an_exemplary_submission_is_its_text_in_the_released_notebook_run_to_the
 # By nbgrader itself -----------------------------------------------------------------------------
 
 
+BLANK = "a1-tokens"  # that others give nothing either, test_the_blank_earns_nothing has tried
+
+
+def partly_right(name):
+    """A source with one wrong answer and every second other one missing; the points that costs."""
+    notebook, short = source(name), name.split("-")[0]
+    found = wrong_answers(name)
+    wrong = list(found)[len(found) // 2 - 1]
+    missing = {f"{short}-{key}" for key in [key for key in found if key != wrong][::2]}
+    blanks = {about(c).get("grade_id"): c.source for c in release(name).cells}
+    for cell in notebook.cells:
+        key = about(cell).get("grade_id")
+        if key == f"{short}-{wrong}":
+            cell.source = next(iter(found[wrong].values()))
+        elif key in missing:
+            cell.source = blanks[key]
+    lost = [f"{key}-check" for key in {f"{short}-{wrong}", *missing}]
+    return notebook, sum(about(checks(notebook)[key])["points"] for key in lost)
+
+
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory):
-    """All sources, all blanks, and a submission with one wrong answer, marked in one call."""
+    """All sources, a blank, and of each assignment one that is partly right, marked in one call."""
     folder = tmp_path_factory.mktemp("marked")
     lost = {}
-    for name in TEXTS:
-        for student, notebook in (("solution", source(name)), ("blank", release(name))):
-            path = folder / "submissions" / student / f"{name}.ipynb"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            nbformat.write(notebook, path)
-        found = list(wrong_answers(name).items())
-        key, ideas = found[len(found) // 2 - 1]
-        notebook, short = source(name), name.split("-")[0]
-        for cell in notebook.cells:
-            if about(cell).get("grade_id") == f"{short}-{key}":
-                cell.source = next(iter(ideas.values()))
-        lost[name] = about(checks(notebook)[f"{short}-{key}-check"])["points"]
-        path = folder / "submissions" / "wrong" / f"{name}.ipynb"
+
+    def hand_in(student, name, notebook):
+        path = folder / "submissions" / student / f"{name}.ipynb"
         path.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, path)
+
+    hand_in("blank", BLANK, release(BLANK))
+    for name in TEXTS:
+        hand_in("solution", name, source(name))
+        notebook, lost[name] = partly_right(name)
+        hand_in("partly", name, notebook)
     for path in (OUT / "exemplary").glob("*.ipynb"):
         handed_in = folder / "submissions/exemplary" / path.name
         handed_in.parent.mkdir(parents=True, exist_ok=True)
@@ -252,12 +268,15 @@ def by_machine(name):
 
 
 @each_assignment
-def test_nbgrader_gives_the_source_full_marks_and_the_blank_none(marked, name):
-    rows, _ = marked
-    solution, blank = rows["solution", name], rows["blank", name]
+def test_nbgrader_gives_the_source_full_marks(marked, name):
+    solution = marked[0]["solution", name]
     assert float(solution["points"]) == by_machine(name), solution
-    assert float(blank["points"]) == 0 and blank["to mark by hand"] == "0", blank
     assert int(solution["to mark by hand"]) >= 1
+
+
+def test_nbgrader_gives_the_blank_none(marked):
+    blank = marked[0]["blank", BLANK]
+    assert float(blank["points"]) == 0 and blank["to mark by hand"] == "0", blank
 
 
 def test_nbgrader_gives_the_exemplary_capstone_what_a_machine_can_give(marked):
@@ -266,11 +285,10 @@ def test_nbgrader_gives_the_exemplary_capstone_what_a_machine_can_give(marked):
 
 
 @each_assignment
-def test_nbgrader_takes_a_wrong_answers_points_and_no_others(marked, name):
+def test_nbgrader_takes_the_points_of_wrong_and_missing_answers_and_no_others(marked, name):
     rows, lost = marked
-    assert float(rows["wrong", name]["points"]) == by_machine(name) - lost[name], rows[
-        "wrong", name
-    ]
+    row = rows["partly", name]
+    assert float(row["points"]) == by_machine(name) - lost[name] < by_machine(name), row
 
 
 @each_assignment

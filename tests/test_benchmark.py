@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, vitmini
+from conftest import ROOT
 
 import vitmini as vm
 from vitmini import experiments
@@ -69,12 +69,12 @@ def test_no_turn_at_all_is_refused():
         vm.measure_time({}, repeats=0)
 
 
-def test_the_gpu_experiment_says_that_it_needs_one(tmp_path):
+def test_the_gpu_experiment_says_that_it_needs_one(tmp_path, capsys):
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    done = vitmini("experiment", "attention-cost-gpu", "--out", tmp_path)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert "attention-cost-gpu needs a CUDA device" in done.stderr
+    assert main(["experiment", "attention-cost-gpu", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "attention-cost-gpu needs a CUDA device" in said
 
 
 def test_the_cost_of_attention_is_told_up_to_what_fits(monkeypatch, capsys):

@@ -3,9 +3,9 @@
 The environment is a fresh one whose site-packages links what Colab brings along: PyTorch and
 torchvision, matplotlib, einops, the kernel and its client, and what these need. Everything else has
 to come from the set-up cell, which installs from a local git repository under the course's public
-address. tests/run_as_colab.py does that, as it does with all notebooks every week in Colab's own
-image. The others run here on a device that is a CPU underneath, as for a reader with a T4: each
-cell, alone in an empty folder, with what the set-up cell installed.
+address: tests/run_as_colab.py runs the first notebook so, as it runs all of them every week in
+Colab's own image. Then they all run with what was installed, each alone in an empty folder, on a
+device that is a CPU underneath, as for a reader with a T4.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ import generate
 import nbformat
 import pytest
 import run_as_colab
-from conftest import NOTEBOOKS, ROOT, code_cells
+from conftest import NOTEBOOKS, ROOT, code_cells, each_notebook
 from packaging.requirements import Requirement
 
-DEVICE = [path for path in NOTEBOOKS if "profile.device" in path.read_text(encoding="utf-8")]
 PREINSTALLED = ("torch", "torchvision", "matplotlib", "einops", "ipykernel", "nbclient", "nbformat")
 
 
@@ -102,13 +101,13 @@ def environment(published):
 
 @pytest.fixture(scope="session")
 def set_up(colab, environment, tmp_path_factory):
-    """What came of the notebooks that run without a device: the first one's first cell installs."""
+    """What came of a notebook whose first cell installs; there is no kernel but that of Colab."""
     code = "import run_as_colab, json; print(json.dumps(run_as_colab.installed()))"
     ask = [colab, "-c", code]
     done = subprocess.run(ask, cwd=ROOT / "tests", env=environment, capture_output=True, text=True)
     assert not {"vitmini", "scikit-learn", "safetensors"} & set(json.loads(done.stdout))
     return subprocess.run(
-        [colab, ROOT / "tests" / "run_as_colab.py", *sorted({*NOTEBOOKS} - {*DEVICE})],
+        [colab, ROOT / "tests" / "run_as_colab.py", NOTEBOOKS[0]],
         cwd=tmp_path_factory.mktemp("empty"),
         env=environment,
         capture_output=True,
@@ -118,25 +117,29 @@ def set_up(colab, environment, tmp_path_factory):
 
 def test_the_first_cell_installs_what_is_missing_and_the_others_run(set_up):
     assert set_up.returncode == 0, set_up.stdout + set_up.stderr
-    assert set_up.stdout.count(" passed in ") == len(NOTEBOOKS) - len(DEVICE) > 0
+    assert set_up.stdout.count(" passed in ") == 1
 
 
-def run_on_device(python, notebook, **more):
+def run_on_device(python, *notebooks, **more):
     script = ROOT / "tests" / "pretended_cuda.py"
-    return subprocess.run(
-        [python, script, notebook], capture_output=True, text=True, timeout=600, **more
-    )
+    return subprocess.run([python, script, *notebooks], capture_output=True, text=True, **more)
 
 
-@pytest.mark.usefixtures("set_up")
-@pytest.mark.parametrize("path", DEVICE, ids=lambda p: p.stem)
-def test_a_chapter_runs_on_a_device(path, colab, environment, tmp_path):
-    done = run_on_device(colab, shutil.copy(path, tmp_path), env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+@pytest.fixture(scope="session")
+def on_device(set_up, colab, environment, tmp_path_factory):
+    """What each notebook says that runs alone in an empty folder, on a device."""
+    assert set_up.returncode == 0
+    folders = {path.stem: tmp_path_factory.mktemp(path.stem) for path in NOTEBOOKS}
+    copies = [shutil.copy(path, folders[path.stem]) for path in NOTEBOOKS]
+    done = run_on_device(colab, *copies, env=environment, timeout=1800)
+    logs = {name: folder / f"{name}.log" for name, folder in folders.items()}
+    return {n: log.read_text("utf-8") if log.exists() else done.stderr for n, log in logs.items()}
 
 
-def test_the_chapters_that_train_are_among_them():
-    assert {"07-training", "08-data-hunger", "10-distillation"} <= {p.stem for p in DEVICE}
+@each_notebook
+def test_a_chapter_runs_on_a_device(path, on_device):
+    said = on_device[path.stem]
+    assert said.endswith("cells failed: 0\n"), said[-3000:]
 
 
 def test_a_cell_that_mixes_devices_is_found(tmp_path):
@@ -146,9 +149,19 @@ def test_a_cell_that_mixes_devices_is_found(tmp_path):
         "torch.ones(2, device=profile.device).numpy()",
     )
     notebook = notebook_of(tmp_path / "mixed.ipynb", *[(source, "") for source in cells])
-    done = run_on_device(sys.executable, notebook)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert "expected all tensors" in done.stdout and "to numpy" in done.stdout
+    assert run_on_device(sys.executable, notebook).returncode == 1
+    said = (tmp_path / "mixed.log").read_text("utf-8")
+    assert said.endswith("cells failed: 2\n"), said
+    assert "expected all tensors" in said and "to numpy" in said
+
+
+def test_a_notebook_that_ends_its_process_is_found(tmp_path):
+    ends = notebook_of(tmp_path / "ends.ipynb", ("__import__('os')._exit(0)", ""))
+    lone = notebook_of(tmp_path / "lone.ipynb", ("import torch; print(6 * 7)", ""))
+    assert run_on_device(sys.executable, ends, lone).returncode == 0
+    assert (tmp_path / "ends.log").read_text("utf-8") == ""
+    said = (tmp_path / "lone.log").read_text("utf-8")
+    assert "42\n" in said and said.endswith("cells failed: 0\n")
 
 
 def notebook_of(path, *cells):

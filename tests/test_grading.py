@@ -194,7 +194,8 @@ def hand_in(folder, course):
     student("wrong", q1="def double(x):\n    return x + 2\n")
     student("syntax", q1="def double(x)\n    return 2 x\n")
     student("loop", q1="def double(x):\n    while True:\n        pass\n")
-    deaf = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True:\n    pass\n"
+    deaf = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    deaf += "while True:\n    time.sleep(1)\n"
     student("deaf", q1=deaf)
     student("quits", q1="import os\nos._exit(0)\n")
     student("greedy", q1=f"hoard = [bytearray(2**28) for _ in range(40)]\n{DOUBLE}")

@@ -79,6 +79,15 @@ def refused(*arguments):
     return err.getvalue()
 
 
+def accepted(*arguments):
+    """What the command line prints when all goes well, without a process of its own."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(a) for a in arguments])
+    assert code == 0 and err.getvalue() == "", (code, err.getvalue())
+    return out.getvalue()
+
+
 def test_the_digits_recipe_reaches_97_percent_on_an_unseen_seed(digits):
     config = dataclasses.replace(vm.RECIPES["digits"], seed=20_261_120)
     torch.manual_seed(config.seed)
@@ -106,14 +115,13 @@ def test_evaluate_repeats_the_number_of_the_last_line(run, digits):
     last = json.loads((run[0] / "metrics.jsonl").read_text().splitlines()[-1])
     model, _ = load_run(run[0])
     assert vm.evaluate(model, digits)["accuracy"] == last["test_accuracy"]
-    done = vitmini("evaluate", run[0])
-    assert f"{last['test_accuracy']:.2%}" in done.stdout and done.returncode == 0
+    assert f"{last['test_accuracy']:.2%}" in accepted("evaluate", run[0])
 
 
 def test_the_same_seed_gives_the_same_bytes(run, tmp_path):
     again = vitmini(*TRAIN, "--epochs", "3", "--out", tmp_path / "again")
-    other = vitmini(*TRAIN, "--epochs", "3", "--seed", "1", "--out", tmp_path / "other")
-    assert again.returncode == other.returncode == 0
+    assert again.returncode == 0
+    accepted(*TRAIN, "--epochs", "3", "--seed", "1", "--out", tmp_path / "other")
     weights = [
         (folder / "model.safetensors").read_bytes()
         for folder in (run[0], tmp_path / "again", tmp_path / "other")
@@ -155,8 +163,8 @@ def test_training_leaves_the_callers_random_numbers_and_threads_alone(digits):
 
 def test_resuming_a_finished_run_changes_nothing(copy):
     before = {name: (copy / name).read_bytes() for name in FILES}
-    done = vitmini(*TRAIN, "--epochs", "3", "--resume", "--out", copy)
-    assert done.returncode == 0 and "3 epochs, test accuracy" in done.stdout
+    said = accepted(*TRAIN, "--epochs", "3", "--resume", "--out", copy)
+    assert "3 epochs, test accuracy" in said
     assert {name: (copy / name).read_bytes() for name in FILES} == before
 
 
@@ -353,7 +361,7 @@ def test_a_config_of_endless_brackets_is_refused(copy):
 def test_metrics_that_were_lost_are_written_again(copy):
     whole = (copy / "metrics.jsonl").read_bytes()
     (copy / "metrics.jsonl").write_text("garbage")
-    assert vitmini(*TRAIN, "--epochs", "3", "--resume", "--out", copy).returncode == 0
+    accepted(*TRAIN, "--epochs", "3", "--resume", "--out", copy)
     assert (copy / "metrics.jsonl").read_bytes() == whole
 
 
@@ -411,7 +419,7 @@ def test_a_flipped_bit_is_found(copy, name, share):
 
 def test_a_checkpoint_of_another_run_is_refused_and_nothing_is_lost(copy, tmp_path):
     other = tmp_path / "other"
-    assert vitmini(*TRAIN, "--epochs", "3", "--seed", "6", "--out", other).returncode == 0
+    accepted(*TRAIN, "--epochs", "3", "--seed", "6", "--out", other)
     own = {name: (copy / name).read_bytes() for name in FILES}
     (copy / "checkpoint.pt").write_bytes((other / "checkpoint.pt").read_bytes())
     line = refused(*TRAIN, "--epochs", "3", "--resume", "--out", copy)
@@ -424,7 +432,7 @@ def test_a_finished_run_needs_no_checkpoint_and_is_not_trained_anew(copy):
     (copy / "checkpoint.pt").unlink()
     before = {name: (copy / name).read_bytes() for name in FILES - {"checkpoint.pt"}}
     resume = (*TRAIN, "--epochs", "3", "--resume", "--out", copy)
-    assert vitmini(*resume).returncode == 0
+    accepted(*resume)
     assert {p.name: p.read_bytes() for p in copy.iterdir()} == before
     lines = (copy / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (copy / "metrics.jsonl").write_bytes(b"".join(lines[:2]))
@@ -458,8 +466,8 @@ def test_files_of_a_run_before_they_said_whose_they_are_still_serve(copy):
     del checkpoint["run"]
     torch.save(checkpoint, copy / "checkpoint.pt")
     save_file(load_file(copy / "model.safetensors"), copy / "model.safetensors")
-    assert vitmini("evaluate", copy).returncode == 0
-    assert vitmini(*TRAIN, "--epochs", "3", "--resume", "--out", copy).returncode == 0
+    accepted("evaluate", copy)
+    accepted(*TRAIN, "--epochs", "3", "--resume", "--out", copy)
 
 
 def test_weights_that_are_not_finite_are_refused(copy):
@@ -482,9 +490,9 @@ def test_predict_names_the_classes_of_pictures(run, tmp_path, digits):
     for i in (0, 1):
         ink = digits.test_images[i, 0].numpy()
         Image.fromarray(ink).resize((64, 64), Image.Resampling.NEAREST).save(tmp_path / f"{i}.png")
-    done = vitmini("predict", run[0], tmp_path / "0.png", tmp_path / "1.png", "--top", "2")
-    lines = done.stdout.splitlines()
-    assert done.returncode == 0 and len(lines) == 2
+    said = accepted("predict", run[0], tmp_path / "0.png", tmp_path / "1.png", "--top", "2")
+    lines = said.splitlines()
+    assert len(lines) == 2
     assert lines[0].startswith(f"{tmp_path / '0.png'}: ") and lines[0].count("%") == 2
     (tmp_path / "bad.png").write_text("text")
     assert "bad.png" in refused("predict", run[0], tmp_path / "0.png", tmp_path / "bad.png")
@@ -556,9 +564,9 @@ def test_every_command_has_help(command, capsys):
     assert stop.value.code == 0 and "usage: python -m vitmini" in capsys.readouterr().out
 
 
-def test_an_experiment_writes_its_result(tmp_path):
-    done = vitmini("experiment", "train-digits", "--out", tmp_path, VITMINI_PROFILE="ci")
-    assert done.returncode == 0, done.stderr
+def test_an_experiment_writes_its_result(tmp_path, monkeypatch):
+    monkeypatch.setenv("VITMINI_PROFILE", "ci")
+    accepted("experiment", "train-digits", "--out", tmp_path)
     result = json.loads((tmp_path / "train-digits.json").read_text())
     assert result["profile"] == "ci" and len(result["metrics"]["test_accuracy"]["values"]) == 2
 
@@ -1720,22 +1728,20 @@ def photographs(folder, counts):
             Image.new("RGB", size, color).save(folder / kind / f"IMG_{i:04}.JPG")
 
 
-def test_a_few_photographs_of_any_size_are_trained_on_and_predicted(tmp_path):
+def test_a_few_photographs_of_any_size_are_trained_on_and_predicted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "photos", {"sea": 10, "fire": 10})
     own = ("--recipe", "cifar10-mini", "--data", "photos", "--device", "cpu", "--epochs")
-    done = vitmini("train", *own, "2", "--out", "run", cwd=tmp_path)
-    assert done.returncode == 0 and done.stderr == "", done.stderr
-    first, small, *_ = done.stdout.splitlines()
+    first, small, *_ = accepted("train", *own, "2", "--out", "run").splitlines()
     assert first == (
         "photos: 2 classes, 32 x 32 pixels; 14 pictures to train on (steps an epoch: 1), "
         "2 to validate, 4 to test"
     )
     assert small == "photos is small: one picture more or less is 25.0% of test accuracy"
-    done = vitmini("predict", "run", "photos/sea/IMG_0000.JPG", cwd=tmp_path)
-    assert done.returncode == 0 and "sea " in done.stdout and "fire " in done.stdout
+    said = accepted("predict", "run", "photos/sea/IMG_0000.JPG")
+    assert "sea " in said and "fire " in said
     last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
-    done = vitmini("evaluate", "run", cwd=tmp_path)
-    assert f"{last['test_accuracy']:.2%}" in done.stdout and done.returncode == 0
+    assert f"{last['test_accuracy']:.2%}" in accepted("evaluate", "run")
 
 
 def test_the_command_line_brings_pictures_to_the_size_it_is_told(tmp_path, monkeypatch):

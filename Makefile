@@ -22,7 +22,7 @@
 #   make clean        remove what make made, except trained runs
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint serve notebooks results move clean chromium test-library colab links dist gpu assignments grade
+.PHONY: help book html test lint serve notebooks results move clean chromium test-library colab links dist gpu assignments grade
 SHELL := bash
 PYTHON ?= python3
 VENV := .venv
@@ -57,11 +57,13 @@ $(INSTALLED): requirements.txt pyproject.toml
 runs/digits/model.safetensors: | $(INSTALLED)
 	$(BIN)/python -m vitmini train --recipe digits --out runs/digits --resume
 
+book: runs/digits/model.safetensors html
+	@echo "The first ViT is in runs/digits, the book in $(HTML)/index.html"
+
 # A page that is not built again would keep its old list of chapters beside it.
-book: runs/digits/model.safetensors
+html: $(INSTALLED)
 	@if [ _toc.yml -nt $(HTML)/index.html ]; then rm -rf $(HTML) _build/.doctrees; fi
 	$(BIN)/jupyter-book build . -W -n --keep-going -q
-	@echo "The first ViT is in runs/digits, the book in $(HTML)/index.html"
 
 serve: $(INSTALLED)
 	@test -e $(HTML)/index.html || $(MAKE) book
@@ -100,7 +102,7 @@ move: $(GRADING)
 chromium: $(INSTALLED)
 	@$(BIN)/python tests/browser.py --install
 
-# Jupyter Book has one core busy for a minute: the other one meanwhile does what it can. What the
+# Jupyter Book has one core busy for a minute: the other one trains and checks meanwhile. What the
 # tests import is compiled once, whatever the shell says of bytecode.
 test: $(GRADING)
 	$(MAKE) -j 2 book lint

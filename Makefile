@@ -38,7 +38,8 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 # uv, where it is installed, makes the environment in seconds from its cache. What pip installs is
-# compiled on all cores afterwards; a few files are templates, which nobody can compile.
+# compiled on all cores afterwards, without the packages' own tests and hundreds of models that
+# nobody here imports; a few files are templates, which nobody can compile.
 $(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "make: Python 3.10 or newer is needed, set PYTHON=..." >&2; exit 2; }
@@ -50,7 +51,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 	  { $(PYTHON) -m venv $(VENV) || { echo "make: Python's venv is missing: apt install python3-venv" >&2; exit 2; }; } && \
 	  $(BIN)/python -m pip install -qq --disable-pip-version-check -U pip "setuptools>=77" && \
 	  $(BIN)/python -m pip install -qq --disable-pip-version-check --no-compile -r requirements.txt $(TORCH:%="torch==%") && \
-	  { $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true; }; \
+	  { $(BIN)/python -m compileall -qq -j 0 -x '/(tests|transformers/models)/' $(VENV)/lib || true; }; \
 	fi
 	@touch $@
 

@@ -38,8 +38,8 @@ help:
 	@sed -n 's/^#   //p' Makefile
 
 # uv, where it is installed, makes the environment in seconds from its cache. What pip installs is
-# compiled on all cores afterwards, without the packages' own tests and hundreds of models that
-# nobody here imports; a few files are templates, which nobody can compile.
+# compiled on all cores afterwards, without the packages' own tests and the hundreds of models in
+# transformers; a few files are templates, which nobody can compile.
 $(INSTALLED): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "make: Python 3.10 or newer is needed, set PYTHON=..." >&2; exit 2; }
@@ -106,10 +106,10 @@ chromium: $(INSTALLED)
 # Jupyter Book has one core busy for a minute: the other one trains and checks meanwhile. What the
 # tests import is compiled once, whatever the shell says of bytecode.
 test: $(GRADING)
-	$(MAKE) -j 2 book lint
+	$(MAKE) -j 2 book chromium lint
 	PYTHONDONTWRITEBYTECODE= VITMINI_PROFILE=ci OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q
 
-lint: chromium
+lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -216,8 +216,8 @@ class Visit:
             rule = {"id": "color-contrast", "selector": "[data-look]"}
             self.page.evaluate("rule => axe.configure({rules: [rule]})", rule)
         self.page.evaluate("look.markLooks()")
-        # the size of what a finger must hit is not on by default, and takes as long as all others
-        rules = {"target-size": {"enabled": self.width < 600}}
+        # the size of what a finger must hit is not on by default
+        rules = {"target-size": {"enabled": True}}
         # axe would load the style sheets again, and look for what they import in the wrong place
         options = {"resultTypes": ["violations"], "rules": rules, "preload": False}
         if colours:

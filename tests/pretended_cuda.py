@@ -11,8 +11,8 @@ Kernels, memory, `torch.compile` and speed are the CPU's: those need a card (tes
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import signal
 import sys
 import traceback
 from collections import Counter
@@ -290,24 +290,45 @@ def pretended_cuda(capability: tuple[int, int] = (9, 0), memory: float = 8.0) ->
 
 
 def run_notebook(path: Path) -> int:
-    """Run the cells as a reader with Colab's T4 does; return how many failed."""
+    """Run the cells as a reader with Colab's T4 does; return how many failed.
+
+    In a notebook that asks for no device, outputs are those of a CPU: one that is to be compared
+    and is not the stored one is a failure, too.
+    """
+    import nbformat
     from IPython.core.interactiveshell import InteractiveShell
+    from IPython.display import display
+    from IPython.utils.capture import capture_output
+    from run_as_colab import printed
 
     import vitmini
     from vitmini.profiles import Profile
 
     shell, failed = InteractiveShell.instance(), 0
     shell.colors = "NoColor"
-    cells = [c for c in json.loads(path.read_text("utf-8"))["cells"] if c["cell_type"] == "code"]
+
+    def show(value):  # the shell itself would print it behind an "Out"
+        if value is not None and not shell.displayhook.quiet():
+            display(value)
+
+    shell.display_trap.hook = show
+    cells = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    asks = any("profile.device" in cell.source for cell in cells)
     os.chdir(path.parent)
     with (
         pretended_cuda((7, 5), memory=15),
         mock.patch.object(vitmini, "choose_profile", lambda: Profile("ci", "cuda")),
     ):
         for cell in cells:
-            ended = shell.run_cell("".join(cell["source"]))
-            expected = "raises-exception" in cell["metadata"].get("tags", [])
-            failed += not (ended.success or expected)
+            with capture_output() as said:
+                ended = shell.run_cell(cell.source)
+            results = [output.data.get("text/plain", "") + "\n" for output in said.outputs]
+            now, tags = said.stdout + "".join(results), cell.metadata.get("tags", [])
+            print(now, said.stderr, sep="", flush=True)
+            same = asks or "nbval-check-output" not in tags or now == printed(cell.outputs)
+            if not same:
+                print(f"stored output:\n{printed(cell.outputs)}of:\n{cell.source}", flush=True)
+            failed += not (same and (ended.success or "raises-exception" in tags))
     return failed
 
 
@@ -318,6 +339,7 @@ def run_notebooks(paths: list[Path]) -> int:
     """
     os.environ |= {"VITMINI_PROFILE": "ci", "MPLBACKEND": "agg"}
     import IPython  # noqa: F401
+    import nbformat  # noqa: F401
 
     import vitmini  # noqa: F401
 
@@ -333,6 +355,7 @@ def run_notebooks(paths: list[Path]) -> int:
 def run_in_copy(path: Path) -> None:
     """In a process of its own: run a notebook and end."""
     failed = None
+    signal.alarm(600)  # seconds; what hangs is ended, without a last line
     try:
         log = os.open(path.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         for stream in (1, 2):

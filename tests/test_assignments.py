@@ -216,7 +216,10 @@ BLANK = "a1-tokens"  # that others give nothing either, test_the_blank_earns_not
 
 
 def partly_right(name):
-    """A source with one wrong answer and every second other one missing; the points that costs."""
+    """A source with a wrong answer; every second other one and all words are missing.
+
+    And the points that this costs of those that a machine gives.
+    """
     notebook, short = source(name), name.split("-")[0]
     found = wrong_answers(name)
     wrong = list(found)[len(found) // 2 - 1]
@@ -226,7 +229,7 @@ def partly_right(name):
         key = about(cell).get("grade_id")
         if key == f"{short}-{wrong}":
             cell.source = next(iter(found[wrong].values()))
-        elif key in missing:
+        elif key in missing or (cell.cell_type == "markdown" and about(cell).get("solution")):
             cell.source = blanks[key]
     lost = [f"{key}-check" for key in {f"{short}-{wrong}", *missing}]
     return notebook, sum(about(checks(notebook)[key])["points"] for key in lost)
@@ -289,6 +292,7 @@ def test_nbgrader_takes_the_points_of_wrong_and_missing_answers_and_no_others(ma
     rows, lost = marked
     row = rows["partly", name]
     assert float(row["points"]) == by_machine(name) - lost[name] < by_machine(name), row
+    assert row["to mark by hand"] == "0", row
 
 
 @each_assignment

@@ -5,7 +5,8 @@ torchvision, matplotlib, einops, the kernel and its client, and what these need.
 to come from the set-up cell, which installs from a local git repository under the course's public
 address: tests/run_as_colab.py runs the first notebook so, as it runs all of them every week in
 Colab's own image. Then they all run with what was installed, each alone in an empty folder, on a
-device that is a CPU underneath, as for a reader with a T4.
+device that is a CPU underneath, as for a reader with a T4. Those that ask for no device print what
+is stored.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def environment(published):
 
 @pytest.fixture(scope="session")
 def set_up(colab, environment, tmp_path_factory):
-    """What came of a notebook whose first cell installs; there is no kernel but that of Colab."""
+    """What came of the first notebook, in the environment's own kernel: its first cell installs."""
     code = "import run_as_colab, json; print(json.dumps(run_as_colab.installed()))"
     ask = [colab, "-c", code]
     done = subprocess.run(ask, cwd=ROOT / "tests", env=environment, capture_output=True, text=True)
@@ -155,13 +156,14 @@ def test_a_cell_that_mixes_devices_is_found(tmp_path):
     assert "expected all tensors" in said and "to numpy" in said
 
 
-def test_a_notebook_that_ends_its_process_is_found(tmp_path):
+def test_a_notebook_that_ends_its_process_or_prints_something_else_is_found(tmp_path):
     ends = notebook_of(tmp_path / "ends.ipynb", ("__import__('os')._exit(0)", ""))
-    lone = notebook_of(tmp_path / "lone.ipynb", ("import torch; print(6 * 7)", ""))
-    assert run_on_device(sys.executable, ends, lone).returncode == 0
-    assert (tmp_path / "ends.log").read_text("utf-8") == ""
-    said = (tmp_path / "lone.log").read_text("utf-8")
-    assert "42\n" in said and said.endswith("cells failed: 0\n")
+    wrong = notebook_of(tmp_path / "wrong.ipynb", ("print(6 * 7)", "43\n"), ("6 * 7", "43\n"))
+    right = notebook_of(tmp_path / "right.ipynb", ("print(6)\n6 * 7", "6\n42\n"))
+    assert run_on_device(sys.executable, ends, wrong, right).returncode == 1
+    said = [(tmp_path / f"{name}.log").read_text("utf-8") for name in ("ends", "wrong", "right")]
+    assert said[0] == "" and "42" in said[1] and "43" in said[1]
+    assert [words[-16:] for words in said[1:]] == [f"cells failed: {n}\n" for n in (2, 0)]
 
 
 def notebook_of(path, *cells):
